@@ -1,0 +1,210 @@
+"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``doctor`` looks at the host.
+
+Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room (``image``,
+``doctor``). The status of ``run`` is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple
+fault. Anything that went wrong on this side is 4 or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from pyhyve import __version__
+from pyhyve.config import Config, parse_memsize
+from pyhyve.errors import PyhyveError, Status, UsageError
+
+IMAGES = ("debian",)
+DEFAULT_MEMORY = "512M"
+DEFAULT_CMDLINE = "console=ttyS0"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the status of a wrong command line, EX_USAGE."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Status.USAGE, f"{self.prog}: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pyhyve",
+        description="A bhyve-compatible virtual machine monitor: on KVM, or on its own CPU engine.",
+        epilog="The command line of bhyve(8) is the other command here: bhyve -h",
+    )
+    parser.add_argument("--version", action="version", version=f"pyhyve {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="boot a guest on this terminal", description="Boot a guest on this terminal.")
+    run.add_argument(
+        "words", nargs="*", metavar="debian|NAME", help="the image to boot (debian) and the name of the machine"
+    )
+    run.add_argument("--kernel", metavar="FILE", help="a Linux bzImage, a vmlinux or a multiboot kernel")
+    run.add_argument("--initrd", metavar="FILE", help="an initial RAM disk for it")
+    run.add_argument("--append", metavar="TEXT", help=f"the kernel's command line (default: {DEFAULT_CMDLINE})")
+    run.add_argument("--memory", metavar="SIZE", default=DEFAULT_MEMORY, help="guest memory (default: %(default)s)")
+    run.add_argument("--cpus", metavar="N", default="1", help="virtual CPUs (default: %(default)s)")
+    run.add_argument("--backend", choices=("auto", "kvm", "soft"), default="auto", help="what runs the CPUs")
+    run.add_argument(
+        "-o", dest="variables", action="append", default=[], metavar="NAME=VALUE", help="set a configuration variable"
+    )
+    run.set_defaults(action=command_run)
+
+    image = commands.add_parser("image", help="build a guest image", description="Build a small bootable guest.")
+    image.add_argument("image", choices=IMAGES, help="what to build it from")
+    image.add_argument("--refresh", action="store_true", help="look for newer packages")
+    image.set_defaults(action=command_image)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this host offers and what is missing", description="Look at this host, change nothing."
+    )
+    doctor.set_defaults(action=command_doctor)
+    return parser
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float | None], None]]:
+    """Shows what takes long: a bar on a terminal, else one line a step."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("looking for the guest image", total=None)
+
+            def show(message: str, fraction: float | None) -> None:
+                bar.update(task, description=message, total=None if fraction is None else 1.0, completed=fraction or 0)
+
+            yield show
+    else:
+        last = ""
+
+        def say(message: str, _fraction: float | None) -> None:
+            nonlocal last
+            if message != last:
+                last = message
+                print(f"pyhyve: {message}", file=sys.stderr, flush=True)
+
+        yield say
+
+
+def run_config(args: argparse.Namespace) -> Config:
+    """The machine that ``pyhyve run`` means, but for the image's files. Raises ``UsageError``."""
+    words = list(args.words)
+    if args.kernel is None:
+        if args.initrd is not None:
+            raise UsageError("--initrd needs --kernel")
+        image = words.pop(0) if words else IMAGES[0]
+        if image not in IMAGES:
+            raise UsageError(f"unknown image '{image}': there is {', '.join(IMAGES)}, or give --kernel FILE")
+    else:
+        image = ""
+    if len(words) > 1:
+        raise UsageError(f"one name is enough: '{words[1]}' is too much")
+    try:
+        parse_memsize(args.memory)
+    except ValueError:
+        raise UsageError(f"invalid memsize '{args.memory}'") from None
+    if not args.cpus.isdigit() or int(args.cpus) < 1:
+        raise UsageError(f"invalid number of CPUs '{args.cpus}'")
+    values: dict[str, object] = {
+        "name": words[0] if words else image or "guest",
+        "memory.size": args.memory,
+        "cpus": args.cpus,
+        "vmm.backend": args.backend,
+        "acpi_tables": True,
+        "x86.vmexit_on_hlt": True,
+        "x86.strictmsr": True,
+        "pci.0.0.0.device": "hostbridge",
+        "pci.0.31.0.device": "lpc",
+        "lpc.com1.path": "stdio",
+        "boot.cmdline": Config.escape(DEFAULT_CMDLINE if args.append is None else args.append),
+    }
+    if image:
+        values["image"] = image
+    else:
+        values["boot.kernel"] = Config.escape(args.kernel)
+        if args.initrd is not None:
+            values["boot.initrd"] = Config.escape(args.initrd)
+    config = Config.of(values)
+    for variable in args.variables:
+        config.assign(variable)
+    return config
+
+
+def command_run(args: argparse.Namespace) -> int:
+    """``pyhyve run``."""
+    config = run_config(args)
+    if config.get("image"):
+        from pyhyve.images.debian import build_debian
+
+        with _progress() as show:
+            guest = build_debian(show)
+        config.set("boot.kernel", Config.escape(str(guest.kernel)))
+        config.set("boot.initrd", Config.escape(str(guest.initrd)))
+    from pyhyve.machine import run_machine
+
+    return run_machine(config, announce=_announce)
+
+
+def _announce(text: str) -> None:
+    print(f"pyhyve: {text}", file=sys.stderr, flush=True)
+
+
+def command_image(args: argparse.Namespace) -> int:
+    """``pyhyve image debian``: build it and say where it is."""
+    from pyhyve.images.debian import build_debian
+
+    with _progress() as show:
+        guest = build_debian(show, refresh=args.refresh)
+    print(f"version {guest.version}\nkernel  {guest.kernel}\ninitrd  {guest.initrd}")
+    return 0
+
+
+def command_doctor(_args: argparse.Namespace) -> int:
+    """``pyhyve doctor``: status 0 if this host can run a guest."""
+    from pyhyve.commands.doctor import examine, report
+
+    findings = examine()
+    print(report(findings))
+    return 0 if any(f.name == "backend" and f.good for f in findings) else Status.POWER_OFF
+
+
+def _terminated(_signum: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command; errors are one line on standard error."""
+    # A SIGTERM while an image is built unwinds like Ctrl-C: no half-written file, no hidden cursor.
+    signal.signal(signal.SIGTERM, _terminated)
+    args = build_parser().parse_args(argv)
+    try:
+        status: int = args.action(args)
+    except PyhyveError as error:
+        print(f"pyhyve: {error}", file=sys.stderr)
+        # 1 is a guest that powered off; a machine that could not be built is an error.
+        return Status.ERROR if error.status == Status.POWER_OFF else error.status
+    except KeyboardInterrupt:
+        print("pyhyve: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def main() -> int:
+    """The console script."""
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,537 @@
+"""The vCPU loop: run the vCPU until it exits, look the exit up, act on the handler's verdict (bhyve's ``vm_loop``).
+
+Each active vCPU has a thread named ``vcpu N``. An exit goes through ``Vcpu.handlers``, a table keyed by the exit's
+class; the handler asks a bus or a chip, answers the backend, and gives a ``Verdict``. The path of a port access is
+short on purpose: ``run() -> handlers[InOut] -> PioBus -> the device -> answer()``.
+
+``VcpuSet`` owns the threads: the active set, start-up of other processors, pause and resume, and the one outcome that
+the machine ends with. The first outcome wins; every other vCPU is then kicked out of the guest and its thread ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from pyhyve.errors import BackendError, PyhyveError, Status
+from pyhyve.vmm import exits
+from pyhyve.vmm.api import VirtualCpu
+from pyhyve.vmm.exits import Exit, SuspendReason
+from pyhyve.vmm.registers import Access, Reg, Segment, SegmentName, Table
+
+
+class Verdict(Enum):
+    """What the loop does after a handler."""
+
+    CONTINUE = auto()
+    """Go on behind the instruction; the backend has moved RIP."""
+    RESTART = auto()
+    """Run the same instruction again; the backend has left RIP alone."""
+    SWITCH = auto()
+    """Let another vCPU's thread have the host CPU first."""
+    RESET = auto()
+    POWER_OFF = auto()
+    HALT = auto()
+    TRIPLE_FAULT = auto()
+    ABORT = auto()
+    LEAVE = auto()
+    """This vCPU is no longer active; the machine goes on."""
+
+
+_CONTINUE = Verdict.CONTINUE
+_RESTART = Verdict.RESTART
+
+STATUS_OF: Mapping[Verdict, Status] = {
+    Verdict.RESET: Status.RESET,
+    Verdict.POWER_OFF: Status.POWER_OFF,
+    Verdict.HALT: Status.HALTED,
+    Verdict.TRIPLE_FAULT: Status.TRIPLE_FAULT,
+    Verdict.ABORT: Status.ERROR,
+}
+VERDICT_OF: Mapping[SuspendReason, Verdict] = {
+    SuspendReason.RESET: Verdict.RESET,
+    SuspendReason.POWER_OFF: Verdict.POWER_OFF,
+    SuspendReason.HALT: Verdict.HALT,
+    SuspendReason.TRIPLE_FAULT: Verdict.TRIPLE_FAULT,
+}
+# Numbers of the exits in messages (enum vm_exitcode of bhyve).
+EXIT_CODES: Mapping[type[Exit], int] = {
+    exits.InOut: 0,
+    exits.EntryFailed: 1,
+    exits.Bogus: 2,
+    exits.RdMsr: 3,
+    exits.WrMsr: 4,
+    exits.Hlt: 5,
+    exits.Mtrap: 6,
+    exits.Pause: 7,
+    exits.InstEmul: 9,
+    exits.InstEmulFailed: 9,
+    exits.SpinupAp: 10,
+    exits.SpindownCpu: 11,
+    exits.IoapicEoi: 13,
+    exits.Suspended: 14,
+    exits.Debug: 21,
+}
+GENERAL_PROTECTION = 13
+# Signals that the main thread answers; a vCPU thread must not be the one that the kernel picks for them.
+MAIN_THREAD_SIGNALS = frozenset(
+    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH, signal.SIGCHLD, signal.SIGTSTP}
+)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Exits of one vCPU by kind, under bhyve's names (``bhyvectl --get-stats`` writes them with dashes)."""
+
+    bogus: int = 0
+    bogus_switch: int = 0
+    hlt: int = 0
+    pause: int = 0
+    mtrap: int = 0
+    inst_emul: int = 0
+    cpu_switch_rotate: int = 0
+    cpu_switch_direct: int = 0
+    io_reset: int = 0
+    inout: int = 0
+    rdmsr: int = 0
+    wrmsr: int = 0
+
+    def named(self) -> dict[str, int]:
+        return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+
+
+class Ports(Protocol):
+    """What the loop needs of ``bus.pio.PioBus`` and ``bus.mmio.MmioBus``."""
+
+    def read(self, address: int, size: int, /) -> int | None: ...
+
+    def write(self, address: int, size: int, value: int, /) -> bool: ...
+
+
+class Msrs(Protocol):
+    """What the loop needs of ``bus.msr.MsrBus``."""
+
+    def read(self, index: int, /) -> int | None: ...
+
+    def write(self, index: int, value: int, /) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What lies around the vCPUs: the buses, the chips that talk to the CPU directly, and the policies.
+
+    ``open_bus`` are ranges of guest-physical addresses (start, end) where reading nothing gives all-ones, as on a
+    PCI bus; anywhere else an access that nobody answers ends the machine.
+    """
+
+    pio: Ports
+    mmio: Ports
+    msr: Msrs
+    acknowledge: Callable[[], int] | None = None
+    eoi: Callable[[int], None] | None = None
+    open_bus: tuple[tuple[int, int], ...] = ()
+    strict_io: bool = False
+    strict_msr: bool = True
+
+
+def complain(text: str) -> None:
+    """One line for the person who runs the machine. The terminal may be raw, hence the carriage return."""
+    end = "\r\n" if sys.stderr.isatty() else "\n"
+    sys.stderr.write(text.replace("\n", end) + end)
+    sys.stderr.flush()
+
+
+class Vcpu:
+    """One virtual CPU and its loop."""
+
+    def __init__(self, cpu: VirtualCpu, owner: VcpuSet, platform: Platform) -> None:
+        self.cpu = cpu
+        self.index = cpu.index
+        self.owner = owner
+        self.platform = platform
+        self.counters = Counters()
+        self.on_debug: Callable[[Vcpu, exits.Debug], Verdict] | None = None
+        self._known_msrs: set[tuple[bool, int]] = set()
+        self._pio_read = platform.pio.read
+        self._pio_write = platform.pio.write
+        self._answer = cpu.answer
+        self.handlers: dict[type[Exit], Callable[[Any], Verdict]] = {
+            exits.InOut: self._inout,
+            exits.InstEmul: self._inst_emul,
+            exits.InstEmulFailed: self._inst_emul_failed,
+            exits.RdMsr: self._rdmsr,
+            exits.WrMsr: self._wrmsr,
+            exits.Hlt: self._hlt,
+            exits.Pause: self._pause,
+            exits.Mtrap: self._mtrap,
+            exits.Bogus: self._bogus,
+            exits.IntAck: self._int_ack,
+            exits.IoapicEoi: self._ioapic_eoi,
+            exits.SpinupAp: self._spinup_ap,
+            exits.SpindownCpu: self._spindown_cpu,
+            exits.Suspended: self._suspended,
+            exits.Debug: self._debug,
+            exits.EntryFailed: self._entry_failed,
+        }
+
+    def loop(self) -> Status | None:
+        """Run until the machine ends or this vCPU leaves. The status that it ends the machine with, if it does."""
+        run = self.cpu.run
+        handlers = self.handlers
+        owner = self.owner
+        while True:
+            exit_ = run()
+            handler = handlers.get(type(exit_))
+            if handler is None:
+                code = EXIT_CODES.get(type(exit_), 0xFFFFFFFF)
+                complain(f"vm_loop: unexpected exitcode {code:#x}")
+                return Status.POWER_OFF
+            verdict = handler(exit_)
+            if verdict is not _CONTINUE and verdict is not _RESTART:
+                if verdict is Verdict.SWITCH:
+                    self.counters.cpu_switch_rotate += 1
+                    os.sched_yield()
+                elif verdict is Verdict.LEAVE:
+                    return None
+                else:
+                    return STATUS_OF[verdict]
+            if owner.attention and not self._attend(exit_):
+                return None
+
+    def _attend(self, exit_: Exit) -> bool:
+        """The machine wants something of this thread; whether the loop goes on."""
+        if type(exit_) is exits.InOut and self.owner.outcome is Status.RESET:
+            self.counters.io_reset += 1
+        return self.owner.park(self)
+
+    def _inout(self, exit_: exits.InOut) -> Verdict:
+        self.counters.inout += 1
+        if exit_.is_in:
+            value = self._pio_read(exit_.port, exit_.size)
+            if value is None:
+                if self.platform.strict_io:
+                    return self._unhandled_port(exit_)
+                value = (1 << (8 * exit_.size)) - 1
+            self._answer(value)
+        elif not self._pio_write(exit_.port, exit_.size, exit_.value) and self.platform.strict_io:
+            return self._unhandled_port(exit_)
+        return _CONTINUE
+
+    def _unhandled_port(self, exit_: exits.InOut) -> Verdict:
+        direction = "in" if exit_.is_in else "out"
+        complain(f"Unhandled {direction}{ {1: 'b', 2: 'w', 4: 'l'}[exit_.size] } 0x{exit_.port:04x}")
+        return Verdict.ABORT
+
+    def _inst_emul(self, exit_: exits.InstEmul) -> Verdict:
+        self.counters.inst_emul += 1
+        if exit_.is_write:
+            if self.platform.mmio.write(exit_.gpa, exit_.size, exit_.value):
+                return _CONTINUE
+            value = 0
+        else:
+            answer = self.platform.mmio.read(exit_.gpa, exit_.size)
+            if answer is not None:
+                self._answer(answer)
+                return _CONTINUE
+            value = (1 << (8 * exit_.size)) - 1
+        if not any(start <= exit_.gpa < end for start, end in self.platform.open_bus):
+            complain(f"Unhandled memory access to {exit_.gpa:#x}")
+            return Verdict.ABORT
+        if not exit_.is_write:
+            self._answer(value)
+        return _CONTINUE
+
+    def _inst_emul_failed(self, exit_: exits.InstEmulFailed) -> Verdict:
+        complain(f"Failed to emulate instruction at {exit_.rip:#x}")
+        return Verdict.ABORT
+
+    def _rdmsr(self, exit_: exits.RdMsr) -> Verdict:
+        self.counters.rdmsr += 1
+        value = self.platform.msr.read(exit_.index)
+        if value is None:
+            self._report_msr(True, exit_.index, f"rdmsr to register {exit_.index:#x} on vcpu {self.index}")
+            if self.platform.strict_msr:
+                self.cpu.inject_exception(GENERAL_PROTECTION, 0)
+                return _CONTINUE
+            value = 0
+        self._answer(value)
+        return _CONTINUE
+
+    def _wrmsr(self, exit_: exits.WrMsr) -> Verdict:
+        self.counters.wrmsr += 1
+        if not self.platform.msr.write(exit_.index, exit_.value):
+            text = f"wrmsr to register {exit_.index:#x}({exit_.value:#x}) on vcpu {self.index}"
+            self._report_msr(False, exit_.index, text)
+            if self.platform.strict_msr:
+                self.cpu.inject_exception(GENERAL_PROTECTION, 0)
+        return _CONTINUE
+
+    def _report_msr(self, read: bool, index: int, text: str) -> None:
+        """Once for each register and direction: a guest that polls one would fill the terminal."""
+        if (read, index) not in self._known_msrs:
+            self._known_msrs.add((read, index))
+            complain(text)
+
+    def _hlt(self, _exit: exits.Hlt) -> Verdict:
+        self.counters.hlt += 1
+        return _CONTINUE
+
+    def _pause(self, _exit: exits.Pause) -> Verdict:
+        self.counters.pause += 1
+        return _CONTINUE
+
+    def _mtrap(self, _exit: exits.Mtrap) -> Verdict:
+        self.counters.mtrap += 1
+        return _RESTART
+
+    def _bogus(self, _exit: exits.Bogus) -> Verdict:
+        self.counters.bogus += 1
+        return _RESTART
+
+    def _int_ack(self, _exit: exits.IntAck) -> Verdict:
+        if self.platform.acknowledge is None:
+            complain(f"vcpu {self.index}: an interrupt acknowledge, but no interrupt controller to answer it")
+            return Verdict.ABORT
+        self._answer(self.platform.acknowledge())
+        return _CONTINUE
+
+    def _ioapic_eoi(self, exit_: exits.IoapicEoi) -> Verdict:
+        if self.platform.eoi is not None:
+            self.platform.eoi(exit_.vector)
+        return _CONTINUE
+
+    def _spinup_ap(self, exit_: exits.SpinupAp) -> Verdict:
+        self.owner.spin_up(exit_.vcpu, exit_.vector)
+        return _CONTINUE
+
+    def _spindown_cpu(self, _exit: exits.SpindownCpu) -> Verdict:
+        return Verdict.LEAVE if self.owner.remove(self.index) else Verdict.RESET
+
+    def _suspended(self, exit_: exits.Suspended) -> Verdict:
+        return VERDICT_OF[exit_.reason]
+
+    def _debug(self, exit_: exits.Debug) -> Verdict:
+        return self.on_debug(self, exit_) if self.on_debug is not None else _RESTART
+
+    def _entry_failed(self, exit_: exits.EntryFailed) -> Verdict:
+        lines = [
+            f"vm exit[{self.index}]",
+            "\treason\t\tVMX",
+            f"\trip\t\t{exit_.rip:#018x}",
+            f"\tinst_length\t{exit_.inst_length}",
+            f"\tstatus\t\t{exit_.status}",
+            f"\texit_reason\t{exit_.exit_reason:#x}",
+            f"\tqualification\t{exit_.qualification:#018x}",
+            f"\tinst_type\t{exit_.inst_type}",
+            f"\tinst_error\t{exit_.inst_error}",
+        ]
+        if exit_.detail:
+            lines.append(f"\tdetail\t\t{exit_.detail}")
+        complain("\n".join(lines))
+        return Verdict.ABORT
+
+
+# A processor after INIT (SDM Vol. 3A table 10-1), but for the start address that the SIPI brings.
+_INIT_REGISTERS: Mapping[Reg, int] = {
+    **dict.fromkeys((Reg.RAX, Reg.RBX, Reg.RCX, Reg.RSI, Reg.RDI, Reg.RBP, Reg.RSP), 0),
+    Reg.RFLAGS: 0x2,
+    Reg.RIP: 0,
+    Reg.CR0: 0x10,
+    Reg.CR3: 0,
+    Reg.CR4: 0,
+    Reg.EFER: 0,
+}
+_DATA_SEGMENT = Segment(0, 0, 0xFFFF, int(Access.PRESENT | Access.S) | 0x3)
+_CODE_ACCESS = int(Access.PRESENT | Access.S) | 0xB
+
+
+def start_at_sipi(cpu: VirtualCpu, vector: int) -> None:
+    """Put a vCPU where a start-up IPI sends it: real mode, CS base ``vector << 12``, IP 0 (SDM Vol. 3A §9.4.4.1)."""
+    cpu.set_registers(_INIT_REGISTERS)
+    for name in (SegmentName.DS, SegmentName.ES, SegmentName.FS, SegmentName.GS, SegmentName.SS):
+        cpu.set_segment(name, _DATA_SEGMENT)
+    cpu.set_segment(SegmentName.CS, Segment(vector << 8, vector << 12, 0xFFFF, _CODE_ACCESS))
+    cpu.set_table("gdtr", Table())
+    cpu.set_table("idtr", Table())
+
+
+@dataclass(slots=True)
+class _Thread:
+    vcpu: Vcpu
+    thread: threading.Thread
+    parked: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How the machine ended: the status, and the line that says why, if it was not the guest's wish."""
+
+    status: int
+    message: str = ""
+
+
+class VcpuSet:
+    """The vCPUs of a machine and their threads.
+
+    ``on_end`` is called once, in whatever thread the end came from, when the outcome is known.
+    """
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self.vcpus: list[Vcpu] = []
+        self.attention = False
+        """Read by every vCPU after every exit: something is wanted of it."""
+        self.traceback = False
+        """Print the traceback of an error inside a device."""
+        self._on_end = on_end
+        self._result: Outcome | None = None
+        self._paused = False
+        self._active: dict[int, _Thread] = {}
+        self._pins: dict[int, int] = {}
+        self._changed = threading.Condition()
+
+    @property
+    def outcome(self) -> int | None:
+        return self._result.status if self._result is not None else None
+
+    @property
+    def message(self) -> str:
+        return self._result.message if self._result is not None else ""
+
+    @property
+    def active(self) -> frozenset[int]:
+        """The vCPUs that take part."""
+        with self._changed:
+            return frozenset(self._active)
+
+    def pin(self, index: int, host_cpu: int) -> None:
+        """Run vCPU ``index`` on this host CPU only; to be called before it starts."""
+        self._pins[index] = host_cpu
+
+    def add(self, index: int) -> None:
+        """Put a vCPU in the active set and start its thread. Raises ``BackendError`` if it is there already."""
+        with self._changed:
+            if index in self._active:
+                raise BackendError(f"vcpu {index} is already active", Status.ERROR)
+            if not 0 <= index < len(self.vcpus):
+                raise BackendError(f"vcpu {index} does not exist", Status.ERROR)
+            vcpu = self.vcpus[index]
+            thread = threading.Thread(target=self._main, args=(vcpu,), name=f"vcpu {index}", daemon=True)
+            self._active[index] = _Thread(vcpu, thread)
+        thread.start()
+
+    def remove(self, index: int) -> bool:
+        """Take a vCPU out of the active set; whether any is left. Raises ``BackendError`` if it was not in it."""
+        with self._changed:
+            if self._active.pop(index, None) is None:
+                raise BackendError(f"vcpu {index} is not active", Status.ERROR)
+            self._changed.notify_all()
+            return bool(self._active)
+
+    def spin_up(self, index: int, vector: int) -> None:
+        """A guest's INIT-SIPI: start another vCPU in real mode."""
+        if index in self.active:
+            raise BackendError(f"vcpu {index} is already active", Status.ERROR)
+        start_at_sipi(self.vcpus[index].cpu, vector)
+        self.add(index)
+
+    def end(self, status: int, message: str = "") -> None:
+        """The machine ends with ``status``. Only the first call counts. Callable from any thread."""
+        with self._changed:
+            if self._result is not None:
+                return
+            self._result = Outcome(status, message)
+            self.attention = True
+            running = list(self._active.values())
+            self._changed.notify_all()
+        for entry in running:
+            entry.vcpu.cpu.kick()
+        self._on_end()
+
+    def pause(self) -> None:
+        """Bring every vCPU out of the guest and wait until all of them rest. Not from a vCPU's own thread."""
+        with self._changed:
+            self._paused = True
+            self.attention = True
+            for entry in self._active.values():
+                entry.vcpu.cpu.kick()
+            self._changed.wait_for(
+                lambda: self._result is not None or all(entry.parked for entry in self._active.values())
+            )
+
+    def resume(self) -> None:
+        with self._changed:
+            self._paused = False
+            self.attention = self._result is not None
+            self._changed.notify_all()
+
+    def park(self, vcpu: Vcpu) -> bool:
+        """In a vCPU's thread: rest while the machine is paused. Whether to go on running the guest."""
+        with self._changed:
+            entry = self._active.get(vcpu.index)
+            if self._paused and entry is not None and self._result is None:
+                entry.parked = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._paused or self._result is not None)
+                entry.parked = False
+            return self._result is None
+
+    def join(self, timeout: float = 10.0) -> None:
+        """Wait for the threads to end, after ``end``."""
+        with self._changed:
+            entries = list(self._active.values())
+        for entry in entries:
+            if entry.thread is not threading.current_thread() and entry.thread.ident is not None:
+                entry.thread.join(timeout)
+                if entry.thread.is_alive():
+                    raise BackendError(f"vcpu {entry.vcpu.index} does not leave the guest", Status.ERROR)
+
+    def _main(self, vcpu: Vcpu) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_THREAD_SIGNALS)
+        try:
+            self._settle(vcpu)
+            if self.attention and not self.park(vcpu):
+                return
+            status = vcpu.loop()
+        except PyhyveError as error:
+            self.end(Status.ERROR, str(error))
+        except Exception as error:  # a fault of ours in a device: one line, and the machine ends
+            if self.traceback:
+                complain(traceback.format_exc().rstrip())
+            self.end(Status.ERROR, describe(error, vcpu.index))
+        else:
+            if status is not None:
+                self.end(status)
+
+    def _settle(self, vcpu: Vcpu) -> None:
+        """Name the host thread and put it on its host CPU."""
+        name_thread(f"vcpu {vcpu.index}")
+        host_cpu = self._pins.get(vcpu.index)
+        if host_cpu is not None:
+            try:
+                os.sched_setaffinity(0, {host_cpu})
+            except OSError as error:
+                raise BackendError(f"cannot pin vcpu {vcpu.index} to host CPU {host_cpu}: {error.strerror}") from None
+
+
+def name_thread(name: str) -> None:
+    """Show ``name`` for the calling thread in ps and top (15 bytes at most)."""
+    try:
+        with open(f"/proc/self/task/{threading.get_native_id()}/comm", "wb") as file:
+            file.write(name.encode()[:15])
+    except OSError:
+        pass  # cosmetic
+
+
+def describe(error: BaseException, index: int) -> str:
+    """An unexpected error in one line, with the place in our code where it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    text = str(error).splitlines()[0] if str(error) else "no text"
+    return f"vcpu {index}: a device failed{place}: {type(error).__name__}: {text}"
