@@ -22,6 +22,10 @@ from pyhyve.vmm.soft import opcodes
 # [VEX][map][opcode][pp][register form][reg]
 lookup = cython.declare(uint16_t[2 * 4 * 256 * 4 * 2 * 8])
 lookup_0f01 = cython.declare(uint16_t[256])
+arpl_row = cython.declare(uint16_t[1])
+# Which opcodes of the first two maps have a ModRM byte
+modrm_1 = cython.declare(uint8_t[256])
+modrm_0f = cython.declare(uint8_t[256])
 
 _SIZE_CODES = {
     "b": SZ_B, "w": SZ_W, "d": SZ_D, "q": SZ_Q, "v": SZ_V, "z": SZ_Z, "y": SZ_Y, "x": SZ_X, "h": SZ_H, "f": SZ_F,
@@ -30,7 +34,6 @@ _SIZE_CODES = {
 }  # fmt: skip
 _ACCESS = {"!": OP_WRITE, "+": OP_RW, "-": 0, "": OP_READ}
 _MEM_ACCESS = {"!": MEM_WRITE, "+": MEM_RMW, "-": MEM_NONE, "": MEM_READ}
-_PP = {"np": 0, "66": 1, "F3": 2, "F2": 3}
 
 
 def _flags(letters):
@@ -125,60 +128,26 @@ def _fill_op(number: cython.int, tokens, vex):
 
 def _build():
     """Turn the rows into ``ops`` and ``lookup``. Row 0 is the undefined instruction."""
-    number: cython.int
-    index: cython.int
-    count: cython.int
-    code: cython.int
-    first: cython.int
-    last: cython.int
-    ops[0].kind = K_UD
-    ops[0].pp = 0xFF
-    seen = {}
-    count = 1
-    for row in opcodes.rows():
-        tokens = row.split()
-        key = tokens[0]
-        vex = 1 if key.startswith("V") else 0
-        key = key[vex:]
-        key, _, pp = key.partition(":")
-        form = None
-        if key.endswith((".m", ".r")):
-            key, _, form = key.rpartition(".")
-        key, _, reg = key.partition("/")
-        escape, _, opcode = key.rpartition(".")
-        number_map = {"": 0, "0F": 1, "0F38": 2, "0F3A": 3}[escape]
-        low, _, high = opcode.partition("-")
-        signature = (vex, pp, *tokens[1:])
-        number = seen.get(signature, 0)
-        if number == 0:
-            number = count
-            count += 1
-            seen[signature] = number
-            _fill_op(number, tokens[1:], vex)
-            if pp and (pp != "np" or ops[number].need & (NEED_SSE | NEED_AVX | NEED_MMX) or vex):
-                ops[number].pp = _PP[pp]
-        prefixes = [_PP[pp]] if pp else [0, 1, 2, 3]
-        forms = {None: [0, 1], "m": [0], "r": [1]}[form]
-        fields = [int(reg)] if reg else list(range(8))
-        first = int(low, 16)
-        last = int(high or low, 16)
-        for code in range(first, last + 1):
-            for prefix in prefixes:
-                for register_form in forms:
-                    for field in fields:
-                        index = (((vex * 4 + number_map) * 256 + code) * 4 + prefix) * 16 + register_form * 8 + field
-                        lookup[index] = number
+    forms, index = opcodes.build()
+    cells: cython.const[cython.ushort][:] = index
+    i: cython.int
+    number: cython.int = 0
+    for i in range(2 * 4 * 256 * 4 * 2 * 8):
+        lookup[i] = cells[i]
+    for form in forms:
+        _fill_op(number, form.tokens, form.vex)
+        if form.pp is not None:
+            ops[number].pp = form.pp
+        number += 1
     for row in opcodes.system_rows():
-        tokens = row.split()
-        number = count
-        count += 1
-        _fill_op(number, tokens[1:], 0)
-        lookup_0f01[int(tokens[0], 16)] = number
-    if count > 2048:
-        raise AssertionError("opcode table has outgrown ops")
-
-
-_build()
+        key, *tokens = row.split()
+        lookup_0f01[int(key, 16)] = number
+        _fill_op(number, tokens, False)
+        number += 1
+    arpl_row[0] = number
+    _fill_op(number, ["arpl", "Ew-", "Gw-", "@arpl"], False)
+    if number >= 2048:
+        raise AssertionError("the opcode table has outgrown ops")
 
 
 def operand_size(size, insn):
@@ -535,11 +504,6 @@ def read_le(code, at, size):
     return value
 
 
-modrm_1 = cython.declare(uint8_t[256])
-modrm_0f = cython.declare(uint8_t[256])
-arpl_row = cython.declare(uint16_t[1])
-
-
 def _build_modrm():
     """Which opcodes of the first two maps have a ModRM byte (SDM Vol. 2 tables A-2 and A-3)."""
     opcode: cython.int
@@ -559,11 +523,7 @@ def _build_modrm():
             or 0x80 <= opcode <= 0x8F
             or 0xC8 <= opcode <= 0xCF
         )
-    opcode = 1
-    while ops[opcode].kind or ops[opcode].need or ops[opcode].attr or ops[opcode].mem_size or ops[opcode].pp:
-        opcode += 1
-    _fill_op(opcode, ["arpl", "Ew-", "Gw-", "@arpl"], 0)
-    arpl_row[0] = opcode
 
 
+_build()
 _build_modrm()

@@ -34,7 +34,6 @@ cdef enum:
     FRAME = 0xFFFFFFFFFF000      # bits 12-51
 
     # Masks that Cython would take for Python integers if they stood in the code.
-    MASK32 = 0xFFFFFFFF
     FRAME32 = 0xFFFFF000
     FRAME_4M = 0xFFC00000
     PDPT_BASE = 0xFFFFFFE0

@@ -44,6 +44,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FS,
     JUMP_SIZE,
     LEAVE,
+    LOW32,
     MMIO_LOG,
     MMU_KERNEL,
     MMU_MODES,
@@ -104,7 +105,7 @@ def page_table_entry(e, gpa, size):
     """A paging-structure entry; outside RAM all ones, which is what nobody's memory reads as."""
     host: uint64_t = ram_host(e, gpa, False)
     if host == 0:
-        return cython.cast(uint64_t, -1) if size == 8 else MASK32
+        return cython.cast(uint64_t, -1) if size == 8 else LOW32
     if size == 8:
         return load64(cython.cast(cython.pointer[uint64_t], host), ATOMIC)
     return cython.cast(cython.pointer[uint32_t], host)[0]
@@ -171,11 +172,11 @@ def walk(s, va, access, mode, quiet, gpa, flags):
     shift: cython.int
     level: cython.int
     i: cython.int
-    nx: bool
-    ok: bool
+    nx: cython.bint
+    ok: cython.bint
 
     if (s.cr0 & CR0_PG) == 0:
-        gpa[0] = va & MASK32
+        gpa[0] = va & LOW32
         flags[0] = PAGE_WRITABLE | PAGE_USER
         return DONE
     if s.efer & EFER_LMA and not is_canonical(va):
@@ -375,7 +376,7 @@ def tlb_flush(s, keep_global):
     mode: cython.int
     i: uint64_t
     t: cython.pointer[TlbEntry]
-    kept: bool
+    kept: cython.bint
     s.count_tlb_flush += 1
     for i in range(8):
         s.tlb_large[i] = 0
@@ -572,8 +573,8 @@ def write_part(s, host, gpa, buffer, size):
 def next_page(s, va):
     """The linear address of the page behind; wraps at 4 GiB outside 64-bit mode."""
     following: uint64_t = va - (va & PAGE_OFFSET) + PAGE
-    if va <= MASK32 and (s.mode & MODE_CODE64) == 0:
-        following &= MASK32
+    if va <= LOW32 and (s.mode & MODE_CODE64) == 0:
+        following &= LOW32
     return following
 
 
@@ -711,7 +712,7 @@ def linear(s, seg, ea, size, access, va):
     limit: uint64_t = s.segments[seg].limit
     last: uint64_t = ea + size - 1
     address: uint64_t
-    ok: bool
+    ok: cython.bint
     if s.mode & MODE_CODE64:
         address = ea
         if seg >= FS:
@@ -721,7 +722,7 @@ def linear(s, seg, ea, size, access, va):
             return DONE
         return raise_fault(s, EXC_SS if seg == SS else EXC_GP, True, 0)
 
-    va[0] = (s.segments[seg].base + ea) & MASK32
+    va[0] = (s.segments[seg].base + ea) & LOW32
     ok = True
     if s.mode & MODE_PROTECTED:
         if access_rights & SEG_UNUSABLE:
@@ -732,8 +733,8 @@ def linear(s, seg, ea, size, access, va):
         elif access & ACCESS_WRITE:
             ok = (access_rights & SEG_WRITABLE) != 0
     if (access_rights & (SEG_CODE | SEG_EXPAND_DOWN)) == SEG_EXPAND_DOWN:
-        ok = ok and ea > limit and last <= (MASK32 if access_rights & SEG_DB else 0xFFFF)
-    elif limit != MASK32:
+        ok = ok and ea > limit and last <= (LOW32 if access_rights & SEG_DB else 0xFFFF)
+    elif limit != LOW32:
         # A 4 GiB segment wraps (the manual leaves it open, 5.3), as flat code does without any check.
         ok = ok and last <= limit
     return DONE if ok else raise_fault(s, EXC_SS if seg == SS else EXC_GP, True, 0)
@@ -750,7 +751,7 @@ def effective_address(s, insn):
     if insn.addrsize == 8:
         return ea
     if insn.addrsize == 4:
-        return ea & MASK32
+        return ea & LOW32
     return ea & 0xFFFF
 
 
@@ -781,7 +782,7 @@ def tlb_fill(s, va, size, access, status):
     host: uint64_t = 0
     where: uint64_t = va
     buffer: cython.pointer[uint8_t] = cython.address(s.bounce[va & 63])
-    own: bool = False
+    own: cython.bint = False
 
     s.count_tlb_miss += 1
     if size > PAGE:

@@ -19,6 +19,9 @@ others   ``%kind`` a form that the translator treats by itself; ``@name`` a help
 
 from __future__ import annotations
 
+from array import array
+from dataclasses import dataclass
+
 FLAG_BITS = {"c": 0x1, "p": 0x4, "a": 0x10, "z": 0x40, "s": 0x80, "o": 0x800}
 ALL = ">oszapc"
 CONDITIONS = ("<o", "<o", "<c", "<c", "<z", "<z", "<cz", "<cz", "<s", "<s", "<p", "<p", "<so", "<so", "<zso", "<zso")
@@ -609,3 +612,52 @@ HELPERS: list[str] = _helper_names()
 HELPER_NUMBER: dict[str, int] = {name: number for number, name in enumerate(HELPERS)}
 KINDS: list[str] = ("plain helper ud nop lea push pop push_imm push_mem pop_mem incdec xchg_a moffs ret leave xlat loop jcxz "
                     "call jmp call_ind jmp_ind jcc bt cli sti cld std rdtsc").split()
+
+PREFIXES: dict[str, int] = {"np": 0, "66": 1, "F3": 2, "F2": 3}
+MAPS: dict[str, int] = {"": 0, "0F": 1, "0F38": 2, "0F3A": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One distinct row: ``tokens`` are name, operands and attributes; ``pp`` the mandatory prefix or None."""
+
+    vex: bool
+    pp: int | None
+    tokens: tuple[str, ...]
+
+
+def build() -> tuple[list[Form], array[int]]:
+    """The distinct forms (number 0 is the undefined instruction) and the decoder's index of form numbers.
+
+    The index has the shape [VEX][map][opcode][pp][register form][reg], 2 x 4 x 256 x 4 x 2 x 8.
+    """
+    forms = [Form(False, None, ("ud", "%ud"))]
+    numbers: dict[Form, int] = {}
+    index = array("H", bytes(2 * 2 * 4 * 256 * 4 * 2 * 8))
+    for row in rows():
+        key, *tokens = row.split()
+        vex = key.startswith("V")
+        key, _, pp = key.removeprefix("V").partition(":")
+        registers: tuple[int, ...] = (0, 1)
+        if key.endswith((".m", ".r")):
+            registers = (0,) if key.endswith("m") else (1,)
+            key = key[:-2]
+        key, _, reg = key.partition("/")
+        escape, _, opcodes = key.rpartition(".")
+        low, _, high = opcodes.partition("-")
+        mandatory = pp and (vex or pp != "np" or any(token[0] in "VUPQNWH" for token in tokens[1:]))
+        form = Form(vex, PREFIXES[pp] if mandatory else None, tuple(tokens))
+        if form not in numbers:
+            numbers[form] = len(forms)
+            forms.append(form)
+        number = numbers[form]
+        for opcode in range(int(low, 16), int(high or low, 16) + 1):
+            for prefix in (PREFIXES[pp],) if pp else range(4):
+                base = (((vex * 4 + MAPS[escape]) * 256 + opcode) * 4 + prefix) * 16
+                for register in registers:
+                    if reg:
+                        index[base + 8 * register + int(reg)] = number
+                    else:
+                        start = base + 8 * register
+                        index[start : start + 8] = array("H", [number] * 8)
+    return forms, index
