@@ -207,7 +207,7 @@ class Vcpu:
 
     def _attend(self, exit_: Exit) -> bool:
         """The machine wants something of this thread; whether the loop goes on."""
-        if type(exit_) is exits.InOut and self.owner.outcome is Status.RESET:
+        if type(exit_) is exits.InOut and self.owner.outcome == Status.RESET:
             self.counters.io_reset += 1
         return self.owner.park(self)
 

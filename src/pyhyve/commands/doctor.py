@@ -78,14 +78,14 @@ def examine_kvm(device: str = "/dev/kvm") -> Finding:
 
 def examine_backends() -> Iterable[Finding]:
     from pyhyve.errors import PyhyveError
-    from pyhyve.vmm.select import select
+    from pyhyve.vmm.select import choose
 
     try:
-        hypervisor, reason = select("auto")
+        _, why = choose("auto")
     except PyhyveError as error:
         yield Finding("backend", False, str(error))
-        return
-    yield Finding("backend", True, f"{hypervisor.name}: {reason}")
+    else:
+        yield Finding("backend", True, f"guests run on {why}")
 
 
 def examine_compiler() -> Finding:

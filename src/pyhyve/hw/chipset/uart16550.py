@@ -5,8 +5,9 @@ Document: National Semiconductor PC16550D data sheet (registers in §8).
 A byte the guest writes goes straight to the character backend, in the vCPU's thread: the transmitter is always empty.
 Bytes from the backend arrive in the loop's thread, wait in ``_input`` and move to the receive FIFO as the guest reads
 it, so none is lost to an overrun; a backlog that grows stops the backend from reading. As with a cable that has flow
-control, a guest that has programmed the modem control register gets no byte before it raises RTS or enables the
-receive interrupt: what a user types ahead of the guest's driver is not thrown away when the driver clears the FIFO.
+control, a byte comes only once the guest raises RTS or enables the receive interrupt, so that what a user types ahead
+of the guest's driver is not thrown away when the driver clears the FIFO. A guest that just polls, without ever having
+touched the modem control register, gets its bytes too.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class Msr(IntFlag):
 # Plain numbers for the paths that every byte takes: an IntFlag operation costs more than the rest of them.
 _DLAB = int(Lcr.DLAB)
 _LOOP = int(Mcr.LOOP)
+_RTS = int(Mcr.RTS)
 _ERBFI, _ETBEI, _ELSI, _EDSSI = (int(bit) for bit in Ier)
 _LSR_IDLE = int(Lsr.THRE | Lsr.TEMT)
 _LSR_ERRORS = int(Lsr.OE | Lsr.PE | Lsr.FE | Lsr.BI)
@@ -200,7 +202,7 @@ class Uart16550:
         if self._lcr & _DLAB:
             return self._divisor & 0xFF
         if not self._rx:
-            self._fill()
+            self._fill(polled=True)
             if not self._rx:
                 return 0
         value = self._rx.popleft()
@@ -269,7 +271,7 @@ class Uart16550:
 
     def _read_lsr(self) -> int:
         if not self._rx:
-            self._fill()
+            self._fill(polled=True)
         value = _LSR_IDLE | self._errors | (1 if self._rx else 0)
         if self._errors:
             self._errors = 0
@@ -294,11 +296,11 @@ class Uart16550:
     def _capacity(self) -> int:
         return FIFO_SIZE if self._fcr & 1 else 1
 
-    def _fill(self) -> None:
-        """Move waiting input to the receive FIFO, if the guest has made itself ready for it."""
+    def _fill(self, *, polled: bool = False) -> None:
+        """Move waiting input to the receive FIFO, if the guest is ready for it or looks for it without more ado."""
         if not self._input or self._mcr & _LOOP:
             return
-        if self._mcr_programmed and not (self._mcr & Mcr.RTS or self._ier & _ERBFI):
+        if not (self._ier & _ERBFI or self._mcr & _RTS or (polled and not self._mcr_programmed)):
             return
         rx, waiting, capacity = self._rx, self._input, self._capacity()
         while waiting and len(rx) < capacity:

@@ -129,11 +129,12 @@ def _fill_op(number: cython.int, tokens, vex):
 def _build():
     """Turn the rows into ``ops`` and ``lookup``. Row 0 is the undefined instruction."""
     forms, index = opcodes.build()
-    cells: cython.const[cython.ushort][:] = index
+    raw: bytes = index.tobytes()
+    cells: cython.pointer(cython.uchar) = raw
     i: cython.int
     number: cython.int = 0
     for i in range(2 * 4 * 256 * 4 * 2 * 8):
-        lookup[i] = cells[i]
+        lookup[i] = cells[2 * i] | (cells[2 * i + 1] << 8)
     for form in forms:
         _fill_op(number, form.tokens, form.vex)
         if form.pp is not None:
