@@ -11,7 +11,7 @@ from pyhyve.bus.pio import PioBus
 from pyhyve.errors import BackendError
 from pyhyve.vcpu import Platform, Vcpu, VcpuSet
 from pyhyve.vmm import exits
-from pyhyve.vmm.exits import SuspendReason, Suspended
+from pyhyve.vmm.exits import Suspended, SuspendReason
 from pyhyve.vmm.registers import Reg, SegmentName
 from tests.fakecpu import ScriptedCpu
 
@@ -194,7 +194,7 @@ def test_an_entry_failure_prints_its_fields_and_ends_with_4(capfd):
     failure = exits.EntryFailed(0xFFF0, 2, 7, 33, 0x10, 3, 4, "detail text")
     assert run_script(failure).set.outcome == 4
     err = capfd.readouterr().err
-    for word in ("vm exit[0]", "0x000000000000fff0", "inst_length\t2", "status\t\t7", "exit_reason\t0x21", "detail text"):
+    for word in ("vm exit[0]", "0x000000000000fff0", "length\t2", "status\t\t7", "reason\t0x21", "detail text"):
         assert word in err
 
 

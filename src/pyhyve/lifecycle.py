@@ -31,20 +31,19 @@ def save_fields(part: object, names: Iterable[str], version: int = 1) -> State:
     """The named attributes of ``part``. Lists are copied."""
     state: State = {"version": version}
     for name in names:
-        value = getattr(part, name)
-        state[name] = list(value) if isinstance(value, list) else value
+        state[name] = _plain(getattr(part, name))
     return state
 
 
 def restore_fields(part: object, names: Iterable[str], state: Mapping[str, object], version: int = 1) -> None:
-    """Set the named attributes of ``part``, each of the type it has. Raises ``DeviceError`` and changes nothing else."""
+    """Set the named attributes of ``part``, each of the type it has. Raises ``DeviceError`` before it changes any."""
     check_version(part, state, version)
     values = {}
     for name in names:
-        value = state.get(name)
-        if type(value) is not type(getattr(part, name)):
+        value = _plain(state.get(name))
+        if type(value) is not type(_plain(getattr(part, name))):
             raise DeviceError(f"saved state of {type(part).__name__} has no valid {name}")
-        values[name] = list(value) if isinstance(value, list) else value
+        values[name] = value
     for name, value in values.items():
         setattr(part, name, value)
 
@@ -63,10 +62,10 @@ def saved_int(state: Mapping[str, object], name: str) -> int:
     return value
 
 
-def saved_list(state: Mapping[str, object], name: str, length: int) -> list[object]:
-    """A list of ``length`` of a saved state. Raises ``DeviceError`` if it is missing or another size."""
+def saved_list(state: Mapping[str, object], name: str, length: int | None = None) -> list[object]:
+    """A list (of ``length``) of a saved state. Raises ``DeviceError`` if it is missing or another size."""
     value = state.get(name)
-    if not isinstance(value, list) or len(value) != length:
+    if not isinstance(value, list) or (length is not None and len(value) != length):
         raise DeviceError(f"saved state has no valid {name}")
     return value
 
@@ -75,4 +74,13 @@ def saved_dict(value: object, name: str) -> Mapping[str, object]:
     """A nested state. Raises ``DeviceError`` if it is none."""
     if not isinstance(value, dict):
         raise DeviceError(f"saved state has no valid {name}")
+    return value
+
+
+def _plain(value: object) -> object:
+    """The value without what must not go into a saved state: flags become numbers, lists are copied."""
+    if isinstance(value, list):
+        return list(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
     return value

@@ -1,8 +1,8 @@
 """The event loop of a machine: file descriptors, timers and calls from other threads, in one thread.
 
 It wraps asyncio (on uvloop where that is installed) and adds what devices need. Timers hang on one ``timerfd``
-(timerfd_create(2)): it is precise to the microsecond where an event loop's own timers count milliseconds, and any thread
-can arm it with one system call, without waking the loop.
+(timerfd_create(2)): it is precise to the microsecond where an event loop's own timers count milliseconds, and any
+thread can arm it with one system call, without waking the loop.
 
 Time is ``time.monotonic_ns()`` everywhere: ``now_ns`` and the deadlines of timers.
 """
@@ -83,6 +83,7 @@ class EventLoop:
     """One thread's loop. ``run`` is called in the thread that is to be it, usually the main thread."""
 
     def __init__(self) -> None:
+        _occupy_standard_descriptors()
         self._loop = _new_loop()
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._timer_fd = self._libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_FLAGS)
@@ -144,19 +145,19 @@ class EventLoop:
         Raises ``OSError`` for a descriptor that cannot be waited for (a plain file), if called in the loop's thread or
         while the loop does not run.
         """
-        self._in_loop(self._loop.add_reader, fd, callback)
+        self._descriptor(self._loop.add_reader, fd, callback)
 
     def remove_reader(self, fd: int) -> None:
         """Undo ``add_reader``. Idempotent."""
-        self._in_loop(self._loop.remove_reader, fd)
+        self._descriptor(self._loop.remove_reader, fd)
 
     def add_writer(self, fd: int, callback: Callable[[], object]) -> None:
         """Call ``callback`` whenever ``fd`` is writable."""
-        self._in_loop(self._loop.add_writer, fd, callback)
+        self._descriptor(self._loop.add_writer, fd, callback)
 
     def remove_writer(self, fd: int) -> None:
         """Undo ``add_writer``. Idempotent."""
-        self._in_loop(self._loop.remove_writer, fd)
+        self._descriptor(self._loop.remove_writer, fd)
 
     def add_signal(self, signum: int, callback: Callable[[], object]) -> bool:
         """Call ``callback`` in the loop when the process gets a signal; False outside the main thread."""
@@ -166,13 +167,19 @@ class EventLoop:
             return False
         return True
 
-    def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
-        if self._closed:
-            return
+    def call_in_loop(self, function: Callable[..., object], *args: Any) -> None:
+        """Call ``function(*args)`` now if this is the loop's thread or the loop does not run, else soon in its thread.
+
+        Calls from one thread keep their order.
+        """
         if self._thread is None or self._thread == threading.get_ident():
             function(*args)
         else:
             self.call_soon_threadsafe(function, *args)
+
+    def _descriptor(self, function: Callable[..., object], *args: Any) -> None:
+        if not self._closed:
+            self.call_in_loop(function, *args)
 
     # -- timers --
 
@@ -220,6 +227,14 @@ class EventLoop:
             self._set_timer_fd(min(waiting, default=_NEVER))
         for timer in due:
             timer._callback()
+
+
+def _occupy_standard_descriptors() -> None:
+    """Put /dev/null where descriptors 0 to 2 are closed: libuv aborts if it is given one of these for its own."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.open(os.devnull, os.O_RDWR)
+    os.close(fd)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -46,18 +46,6 @@ CPU backend:  -o vmm.backend=auto|kvm|soft
 OPTIONS = "aAbc:CDef:g:G:hHIk:K:l:m:n:o:p:Pr:s:S:uU:wWxY"
 COM_PORTS = ("com1", "com2", "com3", "com4")
 LPC_DEVICES = (*COM_PORTS, "bootrom", "tpm", "fwcfg", "pc-testdev")
-# Which variable the first bare word of a device's options sets, where it is not a flag.
-FIRST_OPTION = {
-    "ahci-cd": "path",
-    "ahci-hd": "path",
-    "nvme": "path",
-    "passthru": "pptdev",
-    "uart": "path",
-    "virtio-9p": "share",
-    "virtio-blk": "path",
-    "virtio-net": "backend",
-    "e1000": "backend",
-}
 
 
 class Usage(Exception):
@@ -179,9 +167,9 @@ def parse_slot(text: str) -> tuple[int, int, int]:
 def set_pci_device(config: Config, text: str, *, legacy: bool = False) -> None:
     """``-s slot,driver,conf``; ``-S`` gives a device that signals with INTx."""
     if text == "help":
-        from pyhyve.hw.pci import device_names
+        from pyhyve.hw.registry import names
 
-        raise Help("\n".join(device_names()))
+        raise Help("\n".join(names()))
     slot_text, comma, rest = text.partition(",")
     driver, _, conf = rest.partition(",")
     try:
@@ -199,22 +187,11 @@ def set_pci_device(config: Config, text: str, *, legacy: bool = False) -> None:
     config.set(f"{node}.device", driver)
     if legacy:
         config.set(f"{node}.legacy", "true")
-    set_device_options(config, node, driver, conf)
+    if conf:
+        from pyhyve.hw.registry import find
 
-
-def set_device_options(config: Config, node: str, driver: str, conf: str) -> None:
-    """A device's ``a,b=c`` list: the first word may be its path or backend; a bare word is a flag."""
-    if not conf:
-        return
-    for number, part in enumerate(conf.split(",")):
-        name, equals, value = part.partition("=")
-        first = FIRST_OPTION.get(driver)
-        if number == 0 and first and (not equals or "/" in name):
-            config.set(f"{node}.{first}", part)
-        elif equals:
+        for name, value in find(driver).parse_options(conf).items():
             config.set(f"{node}.{name}", value)
-        else:
-            config.set(f"{node}.{name}", "true")
 
 
 def set_gdb(config: Config, text: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # x86-64-v3 (x86-64 psABI, micro-architecture levels) by the names of /proc/cpuinfo. The engine's address translation
@@ -53,13 +54,14 @@ def examine_cpu(cpuinfo: str) -> Iterable[Finding]:
         return
     missing = [flag for flag in V3_FLAGS if flag not in flags]
     if missing:
-        yield Finding("cpu", False, f"{cpu_model(cpuinfo)}: the engine needs x86-64-v3, this CPU lacks {', '.join(missing)}")
+        text = f"{cpu_model(cpuinfo)}: the engine needs x86-64-v3, this CPU lacks {', '.join(missing)}"
+        yield Finding("cpu", False, text)
     else:
         yield Finding("cpu", True, f"{cpu_model(cpuinfo)}: has x86-64-v3, which the engine needs")
     if flags & {"vmx", "svm"}:
         yield Finding("virtualization", True, "hardware virtualization is there (vmx or svm)")
     else:
-        yield Finding("virtualization", None, "no hardware virtualization (neither vmx nor svm): the engine runs the guest")
+        yield Finding("virtualization", None, "the CPU shows neither vmx nor svm: guests run on the engine")
 
 
 def examine_kvm(device: str = "/dev/kvm") -> Finding:
@@ -94,7 +96,8 @@ def examine_compiler() -> Finding:
         if shutil.which(name):
             shown = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
             return Finding("compiler", True, f"{name}: {shown.splitlines()[0] if shown else 'no version shown'}")
-    return Finding("compiler", False, f"no C compiler ({' or '.join(names)}): the engine cannot be compiled; install gcc")
+    text = f"no C compiler ({' or '.join(names)}): the engine cannot be compiled; install gcc"
+    return Finding("compiler", False, text)
 
 
 def examine_apt() -> Finding:
@@ -106,7 +109,8 @@ def examine_apt() -> Finding:
 
 
 def examine_memory(meminfo: str) -> Finding:
-    values = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in meminfo.splitlines() if len(line.split()) > 1}
+    rows = [line.split() for line in meminfo.splitlines()]
+    values = {row[0].rstrip(":"): int(row[1]) // 1024 for row in rows if len(row) > 1}
     total, available = values.get("MemTotal", 0), values.get("MemAvailable", 0)
     return Finding("memory", available >= ESSENTIAL_MEMORY_MB, f"{available} MB of {total} MB are available")
 
@@ -114,15 +118,14 @@ def examine_memory(meminfo: str) -> Finding:
 def examine_terminal() -> Finding:
     if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
         return Finding("terminal", True, f"a terminal ({os.environ.get('TERM', 'TERM is not set')})")
-    return Finding("terminal", None, "standard input or output is no terminal: the console is a plain stream, with no escape key")
+    text = "standard input or output is no terminal: the console is a plain stream, without an escape key"
+    return Finding("terminal", None, text)
 
 
 def examine_python() -> Finding:
     try:
-        import uvloop
-
-        loop = f"uvloop {uvloop.__version__}"
-    except ImportError:
+        loop = f"uvloop {version('uvloop')}"
+    except PackageNotFoundError:
         loop = "no uvloop, the event loop is asyncio's own"
     return Finding("python", True, f"{platform.python_version()}, {loop}")
 

@@ -27,11 +27,11 @@ from pyhyve.images.error import ImageError
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and how much of it is (0 to 1, or None where it cannot be said)."""
 
-PASS_YOUR_OWN = "pass a kernel and an initrd of your own with --kernel FILE --initrd FILE"  # noqa: S105
+PASS_YOUR_OWN = "pass a kernel and an initrd of your own with --kernel FILE --initrd FILE"
 LISTS_FRESH_SECONDS = 24 * 3600
 
 _SUITES = {"stable", "oldstable", "testing", "unstable", "sid"}
-_URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+)(?: SHA256:(?P<sha256>[0-9a-f]{64}))?", re.MULTILINE)
+_URI_LINE = re.compile(r"^'[^']+' (?P<file>\S+) (?P<size>\d+)(?: SHA256:(?P<sha256>[0-9a-f]{64}))?", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,8 @@ class PrivateApt:
             (folder / name).write_text(text)
 
     def _write_config(self) -> None:
-        dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False, env=_c_locale())
+        command = ["apt-config", "dump", "Acquire"]
+        dump = subprocess.run(command, capture_output=True, text=True, check=False, env=_c_locale())
         settings = {
             # nothing of the host's configuration but Acquire: it may hold commands to run after an update
             "Dir::Etc::Main": "/dev/null",

@@ -1,9 +1,9 @@
 """Builds the Debian guest: the cloud kernel and an initramfs with a busybox shell, from Debian's packages.
 
 ``linux-image-cloud-amd64`` is a meta package; the kernel package it depends on and ``busybox-static`` are fetched by
-``PrivateApt``, unpacked by ``dpkg-deb``, and turned into ``vmlinuz`` and ``initrd`` in a folder of the cache, which takes
-its final name only when it is whole. What was built is used again without a look at the network, until what goes into
-an image (``initramfs``) changes or a refresh is asked for. A build that was interrupted goes on where it was.
+``PrivateApt``, unpacked by ``dpkg-deb``, and turned into ``vmlinuz`` and ``initrd`` in a folder of the cache, which
+takes its final name only when it is whole. What was built is used again without a look at the network, until what goes
+into an image (``initramfs``) changes or a refresh is asked for. A build that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def default_cache_dir() -> Path:
     return root / "pyhyve"
 
 
-def build_debian(progress: Progress | None = None, cache_dir: Path | None = None, *, refresh: bool = False) -> GuestImage:
+def build_debian(
+    progress: Progress | None = None, cache_dir: Path | None = None, *, refresh: bool = False
+) -> GuestImage:
     """The Debian guest, built if it is not in the cache yet.
 
     ``progress`` hears of each step. ``refresh`` looks for a newer kernel. Raises ``ImageError``.
@@ -123,6 +125,9 @@ def _assemble(folder: Path, tree: Path, progress: Progress) -> GuestImage:
             shutil.rmtree(final)
         staging.rename(final)
         _write_atomically(folder / "current.json", {"image": name})
+        for old in folder.glob("*/image.json"):
+            if old.parent != final:
+                shutil.rmtree(old.parent, ignore_errors=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

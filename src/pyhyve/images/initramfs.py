@@ -90,7 +90,7 @@ done
 """
 
 PROFILE = r"""export PATH=/bin HOME=/root USER=root TERM="${TERM:-linux}"
-export PS1='\u@\h:\w\$ '
+export PS1='root@debian:\w# '
 cd
 """
 
@@ -118,7 +118,7 @@ FILES = {
     "etc/profile": (PROFILE, 0o644),
     "etc/udhcpc": (UDHCPC, 0o755),
     "etc/acpi/PWRF/00000080": (POWER_BUTTON, 0o755),
-    "etc/passwd": ("root::0:0:root:/root:/bin/sh\n", 0o644),
+    "etc/passwd": ("root:x:0:0:root:/root:/bin/sh\n", 0o644),
     "etc/group": ("root:x:0:\n", 0o644),
     "etc/hosts": ("127.0.0.1 localhost debian\n", 0o644),
 }

@@ -69,6 +69,7 @@ _U32 = 0xFFFFFFFF
 _LEAF1_ECX_GONE = _bits(2, 3, 4, 5, 6, 7, 8, 11, 14, 15, 18, 27)
 _LEAF1_EDX_GONE = _bits(21, 22, 29, 31)
 _LEAF1_ECX_X2APIC = _bits(21)
+_LEAF1_ECX_XSAVE = _bits(26)
 _LEAF1_ECX_HYPERVISOR = _bits(31)
 _LEAF1_EDX_HTT = _bits(28)
 
@@ -94,7 +95,7 @@ _EXT1_ECX_TOPOLOGY = _bits(22)
 _EXT7_EDX_KEPT = _bits(8)  # invariant TSC
 
 _KEPT = frozenset(
-    {0, 1, 2, 4, 6, 7, 0xD, 0x15, 0x16}
+    {0, 1, 2, 4, 6, 7, 0x15, 0x16}
     | {EXTENDED_LEAF + number for number in (0, 1, 2, 3, 4, 5, 6, 7, 8, 0x19, 0x1A, 0x1D, 0x1E)}
 )
 _TOPOLOGY_LEAF = 0xB
@@ -215,9 +216,10 @@ def shape(
         EXTENDED_LEAF + 0x1D: lambda entry: _ext1d(entry, topology),
         EXTENDED_LEAF + 0x1E: lambda entry: replace(entry, eax=0, ebx=topology.threads - 1 << 8, ecx=0, edx=0),
     }
-    kept = [entry for entry in source if entry.leaf in _KEPT and entry.leaf != 0xD]
+    kept = [entry for entry in source if entry.leaf in _KEPT]
     shaped = [rules[entry.leaf](entry) if entry.leaf in rules else entry for entry in kept]
-    shaped += _xsave([entry for entry in source if entry.leaf == 0xD])
+    if any(entry.leaf == 1 and entry.ecx & _LEAF1_ECX_XSAVE for entry in source):
+        shaped += _xsave([entry for entry in source if entry.leaf == 0xD])
     shaped += _topology_levels(topology)
     shaped.append(_signature())
     return _with_limits(sorted(shaped, key=lambda entry: (entry.leaf, entry.subleaf or 0)))

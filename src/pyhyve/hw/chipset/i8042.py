@@ -79,6 +79,11 @@ _RESET_CONFIG = int(Config.SYSTEM | Config.AUX_DISABLED | Config.KEYBOARD_INTERR
 class I8042:
     """The controller. ``power`` is told ``SuspendReason.RESET``; ``keyboard_irq`` is ISA interrupt 1, if wired."""
 
+    _ram: list[int]
+    _status: int
+    _expects: int
+    _last: int
+
     def __init__(self, power: Callable[[SuspendReason], None], keyboard_irq: IrqLine | None = None) -> None:
         self.lock = threading.RLock()
         self._power = power
@@ -176,8 +181,7 @@ class I8042:
     def restore(self, state: Mapping[str, object]) -> None:
         """Take over everything."""
         check_version(self, state)
-        queue = state.get("queue")
-        items = saved_list(state, "queue", len(queue) if isinstance(queue, list) else 0)
+        items = saved_list(state, "queue")
         with self.lock:
             restore_fields(self, _FIELDS, state)
             self._queue = deque((item[0], item[1]) for item in items[:QUEUE] if isinstance(item, list))

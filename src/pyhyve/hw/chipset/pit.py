@@ -292,12 +292,12 @@ class Pit:
 
     def _read_speaker(self, offset: int, size: int) -> int:
         now = self._loop.now_ns()
-        value = self._speaker
+        value: int = self._speaker
         if now // _REFRESH_NS & 1:
             value |= Speaker.REFRESH
         if self._counters[2].output(now):
             value |= Speaker.OUT2
-        return value
+        return int(value)
 
     def _write_speaker(self, offset: int, size: int, value: int) -> None:
         self._speaker = value & 0x0F
@@ -372,8 +372,9 @@ class Pit:
 
 
 def _from_bcd(value: int) -> int:
-    return sum((value >> 4 * digit & 0xF) * 10**digit for digit in range(4)) % 10_000
+    """The number of a BCD count. Digits above nine are taken at their value, as the chip counts them down."""
+    return ((value >> 12) * 1000 + (value >> 8 & 15) * 100 + (value >> 4 & 15) * 10 + (value & 15)) % 10_000
 
 
 def _to_bcd(value: int) -> int:
-    return sum((value // 10**digit % 10) << 4 * digit for digit in range(4))
+    return int(f"{value:04d}", 16)

@@ -3,9 +3,9 @@
 Documents: Motorola MC146818A data sheet; the memory-size bytes are those PC firmware keeps there (0x15-0x18, 0x30-0x35,
 and 0x5B-0x5D for memory above 4 GiB), the century is at 0x32 as ACPI's FADT says.
 
-The time is the host's plus an offset, which changes when the guest sets its clock; time registers are computed when they
-are read. Interrupt flags are brought up to date when somebody looks; the event loop's timer runs only for interrupts
-that the guest has enabled.
+The time is the host's plus an offset, which changes when the guest sets its clock; time registers are computed when
+they are read. Interrupt flags are brought up to date when somebody looks; the event loop's timer runs only for
+interrupts that the guest has enabled.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _ALARM_CELLS = frozenset({Cell.SECONDS_ALARM, Cell.MINUTES_ALARM, Cell.HOURS_ALA
 
 
 class Rtc:
-    """Clock and CMOS memory. Sizes are in bytes: RAM below 4 GiB and above. ``wall`` is the host's time, s since 1970."""
+    """Clock and CMOS memory. Sizes: bytes of RAM below 4 GiB and above. ``wall`` is the host's time, s since 1970."""
 
     def __init__(
         self,

@@ -145,6 +145,17 @@ class Callback(Protocol):
 class Uart16550:
     """One serial port. ``chardev`` None is a port with nothing connected: no carrier, output vanishes."""
 
+    _divisor: int
+    _ier: int
+    _fcr: int
+    _lcr: int
+    _mcr: int
+    _mcr_programmed: bool
+    _scr: int
+    _errors: int
+    _msr: int
+    _thre_pending: bool
+
     def __init__(self, irq_line: IrqLine, chardev: CharDevice | None, name: str = "uart") -> None:
         self.lock = threading.RLock()
         self.name = name
@@ -249,7 +260,7 @@ class Uart16550:
             value = 0  # the other bits count only together with this one
         elif value & Fcr.RESET_RX:
             self._rx.clear()
-        self._fcr = value & (Fcr.ENABLE | Fcr.DMA_MODE | Fcr.TRIGGER)
+        self._fcr = int(value & (Fcr.ENABLE | Fcr.DMA_MODE | Fcr.TRIGGER))
         self._fill()
         self._update()
 
@@ -311,7 +322,7 @@ class Uart16550:
 
     def _loop_back(self, value: int) -> None:
         if len(self._rx) >= self._capacity():
-            self._errors |= Lsr.OE
+            self._errors |= int(Lsr.OE)
             if not self._fcr & 1:
                 self._rx[0] = value  # without the FIFO the new character destroys the old one
         else:
@@ -386,7 +397,7 @@ class Uart16550:
     def restore(self, state: Mapping[str, object]) -> None:
         """Take over registers, FIFO and waiting input."""
         check_version(self, state)
-        rx = saved_list(state, "rx", len(state["rx"]) if isinstance(state.get("rx"), list) else 0)
+        rx = saved_list(state, "rx")
         waiting = state.get("input")
         with self.lock:
             restore_fields(self, _FIELDS, state)

@@ -2,8 +2,8 @@
 
 Source: the kernel's KVM API documentation §5, the kvm_run structure. After KVM_RUN it holds the exit's reason and
 details. What the exit wants (the result of IN, RDMSR or a read of device memory) is written into the same page and
-taken by the next KVM_RUN. KVM hands over REP INS and OUTS as one exit with many elements; here they come out one at a
-time, and the answers go back together.
+taken by the next KVM_RUN. KVM hands over REP INS as one exit with many elements; here they come out one at a time, and
+the answers go back together. ``InOut.string`` is set for those; KVM does not tell a single INS or OUTS from IN or OUT.
 """
 
 from __future__ import annotations

@@ -57,11 +57,11 @@ class KvmMachine(VirtualMachine):
             self._set_up_msr_exits()
             for region in memory.regions:
                 self.map_memory(region.gpa, region.size, region.offset)
+            self._supported = self._read_supported_cpuid()
+            self._capabilities = self._find_capabilities()
         except BaseException:
             os.close(fd)
             raise
-        self._supported = self._read_supported_cpuid()
-        self._capabilities = self._find_capabilities()
 
     # Start-up.
 
@@ -202,8 +202,10 @@ class KvmMachine(VirtualMachine):
     def send_msi(self, address: int, data: int) -> None:
         msi = structs.Msi(address_lo=address & 0xFFFFFFFF, address_hi=address >> 32, data=data & 0xFFFFFFFF)
         try:
-            ioctls.call(self.fd, ioctls.SIGNAL_MSI, msi)
+            taken = ioctls.call(self.fd, ioctls.SIGNAL_MSI, msi)
         except OSError:
+            taken = 0
+        if not taken:
             # The guest programmed an address where no local APIC listens; on a board the message is lost too.
             self._lost_msis += 1
 

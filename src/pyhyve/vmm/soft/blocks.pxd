@@ -1,11 +1,109 @@
-# The code cache as the rest of the engine sees it.
+# The code cache: translated blocks by guest-physical address and mode, their invalidation, and the memory they live in.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from pyhyve.vmm.soft.state cimport CpuState, Engine
+
+cdef enum:
+    HASH_SIZE = 65536
+    NO_PAGE = 0xFFFFFFFFFFFFFFFF
+
+
+cdef extern from "sys/mman.h":
+    int memfd_create(const char *name, unsigned int flags) noexcept nogil
+
+
+cdef struct MapEntry:
+    uint32_t host            # offset from Block.code where the host code of an instruction (or its cold part) starts
+    uint16_t guest           # page offset of the instruction
+    uint16_t length
+
+
+cdef struct Block:
+    uint64_t gpa             # guest-physical address of the first byte
+    uint64_t gpa2            # guest-physical page of the part behind a page border, or NO_PAGE
+    uint64_t code            # executable address of the lookup entry (T0 = linear rip)
+    uint64_t chained         # executable address of the entry for jumps inside the page
+    uint64_t cold_exit       # executable address of its cold exit to the lookup
+    uint64_t host_end
+    Block *hash_next
+    Block *page_next         # blocks of the page of gpa
+    Block *page2_next        # blocks of the page of gpa2
+    MapEntry *map
+    uint32_t map_count
+    uint32_t mode
+    uint16_t size            # guest bytes
+    uint16_t insns
+    uint16_t flags_in        # arithmetic flags that matter at the entry
+    uint8_t valid
+    uint8_t assumes          # flags are dead at its end because of what another block of its page does
+
+
+cdef struct CodePage:
+    Block *first
+    Block *second            # blocks of which only the tail lies in this page
+    uint64_t granules        # which 64-byte pieces hold translated code
+
+
+cdef struct Stubs:
+    uint64_t enter
+    uint64_t exit_lookup     # T0 = linear target
+    uint64_t exit_chain      # T0 = page offset of the target, T1 = address of the rel32
+    uint64_t exit_event      # T0 = page offset to go on at
+    uint64_t exit_helper     # T0 = page offset, T1 = Insn *
+    uint64_t exit_raise      # T0 = page offset, T1 = vector
+    uint64_t slow            # T0 = linear (or effective) address, T1 = what; returns T2
+    uint64_t finish          # after a store
+    uint64_t host_fault
+    uint64_t jump[8]         # T0 = linear target; jump cache of each mode slot
+
+
+cdef struct CodeCache:
+    uint8_t *rw              # writable mapping
+    uint64_t rx              # executable mapping of the same memory
+    uint64_t size
+    uint64_t start           # first byte behind the stubs
+    uint64_t used
+    uint8_t *data            # arena of Blocks, maps and Insns
+    uint64_t data_size
+    uint64_t data_used
+    Block *hash[65536]
+    Block **index            # blocks in the order of their code
+    uint32_t index_count
+    uint32_t index_size
+    CodePage **pages         # by guest-physical page number
+    uint64_t page_count
+    Stubs stubs
+    uint32_t modes[8]        # which mode each slot stands for
+    uint32_t mode_count
+    uint64_t queue_gpa[256]  # writes by the VMM, waiting for the vCPU to be at a block border
+    uint32_t queue_size[256]
+    uint32_t queue_count
+    uint32_t queue_all
+    uint64_t flushes
+
+
+cdef int code_create(Engine *e, CpuState *s, uint64_t size) noexcept nogil
+cdef void code_destroy(Engine *e) noexcept nogil
+cdef void code_flush(Engine *e) noexcept nogil
+cdef void *code_alloc(CodeCache *c, uint64_t size) noexcept nogil
+cdef Block *block_find(CodeCache *c, uint64_t gpa, uint32_t mode) noexcept nogil
+cdef int block_insert(Engine *e, Block *block) noexcept nogil
+cdef Block *block_at(CodeCache *c, uint64_t host_pc) noexcept nogil
+cdef MapEntry *map_at(Block *block, uint64_t host_pc) noexcept nogil
+cdef uint32_t mode_slot(Engine *e, uint32_t mode) noexcept nogil
 
 # Does this guest-physical page hold translated code? (Then stores to it must take the slow path.)
 cdef bint has_code(Engine *e, uint64_t gpa) noexcept nogil
 # `size` bytes at `gpa` (not crossing a page) are about to be written by vCPU `s` (NULL: by the VMM): drop what was
 # translated from them. True if that is the block which runs, so that it must be left before the write.
 cdef bint code_written(Engine *e, CpuState *s, uint64_t gpa, uint32_t size) noexcept nogil
+# The same from any thread: takes effect when the vCPU is next between blocks.
+cdef void code_written_later(Engine *e, uint64_t gpa, uint64_t size) noexcept nogil
+cdef void code_settle(Engine *e) noexcept nogil
+
+cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
+cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil
+cdef CodePage *page_of(CodeCache *c, uint64_t gpa) noexcept nogil
+cdef uint64_t granules(uint32_t start, uint32_t size) noexcept nogil
+cdef void retire(CodeCache *c, Block *b) noexcept nogil

@@ -22,10 +22,6 @@ cdef enum:
     PAGE_LARGE = 8       # 2 or 4 MiB
     PAGE_HUGE = 16       # 1 GiB
 
-    # More bits of TlbEntry.info, beside TLB_GLOBAL.
-    TLB_LARGE = 2
-    TLB_HUGE = 4
-
     # `access` of tlb_fill: a read-modify-write, or a store of unknown extent; always together with ACCESS_WRITE.
     ACCESS_RMW = 4
 
@@ -90,6 +86,8 @@ cdef int write_operand(CpuState *s, Insn *insn, uint32_t size, uint64_t value) n
 
 # TLB maintenance. The jump caches go with it.
 cdef void tlb_flush(CpuState *s, bint keep_global) noexcept nogil
+# Once, on a zeroed CpuState, before anything else: zero is not an empty tag.
+cdef void tlb_init(CpuState *s) noexcept nogil
 cdef void tlb_flush_page(CpuState *s, uint64_t va) noexcept nogil
 # Drop write permission for a guest-physical page (it now holds translated code) from every TLB of every vCPU.
 cdef void tlb_protect(Engine *e, uint64_t gpa) noexcept nogil
@@ -121,7 +119,9 @@ cdef int write_part(CpuState *s, uint64_t host, uint64_t gpa, uint8_t *buffer, u
 cdef int read_slow(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t *value) noexcept nogil
 cdef int write_slow(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t value) noexcept nogil
 cdef bint overwrites_code(CpuState *s, uint64_t host, uint64_t gpa, uint32_t size) noexcept nogil
-cdef void note_large(CpuState *s, uint64_t va, uint64_t info) noexcept nogil
+cdef void clear_entry(TlbEntry *t, uint64_t index) noexcept nogil
+cdef void note_local(CpuState *s, int mode, uint64_t index) noexcept nogil
+cdef void note_large(CpuState *s, uint64_t va, uint32_t flags) noexcept nogil
 cdef bint maybe_large(CpuState *s, uint64_t va, int shift) noexcept nogil
 cdef uint32_t large_hash(uint64_t va, int shift) noexcept nogil
 cdef void flush_region(CpuState *s, uint64_t va, int shift) noexcept nogil

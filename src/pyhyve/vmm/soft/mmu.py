@@ -3,13 +3,14 @@
 Documents: Intel SDM Vol. 3A chapter 4 (paging: 32-bit with 4 MiB pages, PAE, 4-level), 4.6 (access rights), 4.8
 (accessed and dirty flags), 4.10 (TLBs); 10.4.1 (the local APIC's page).
 
-A linear address is looked up in the TLB of the rights it is used with (``s.tlb[MMU_*]``). Emitted code does that inline;
-on a miss it calls ``tlb_fill``, helpers call ``mem_read`` and ``mem_write``, and all of them end in ``lookup``, which
-walks the page tables, checks rights, sets the accessed and dirty flags and fills the TLB. A page has a write tag only
-while it is writable RAM, its dirty flag is set and no code has been translated from it; every other store comes here.
+A linear address is looked up in the TLB of the rights it is used with (``s.tlb[MMU_*]``). Emitted code does that
+inline; on a miss it calls ``tlb_fill``, helpers call ``mem_read`` and ``mem_write``, and all of them end in ``lookup``,
+which walks the page tables, checks rights, sets the accessed and dirty flags and fills the TLB. A page has a write tag
+only while it is writable RAM, its dirty flag is set and no code has been translated from it; every other store comes
+here.
 
-What the TLB cannot hold (devices, stores to ROM, accesses that cross a page) runs on the bounce buffer of the vCPU, whose
-contents are gathered before the instruction and written out behind it by ``bounce_finish``. Reads of devices are
+What the TLB cannot hold (devices, stores to ROM, accesses that cross a page) runs on the bounce buffer of the vCPU,
+whose contents are gathered before the instruction and written out behind it by ``bounce_finish``. Reads of devices are
 answered by Python: the vCPU leaves, the answer goes into a log, and the instruction runs again with the log at hand.
 Writes are queued and told behind the instruction. Only the local APIC's page is served right here.
 """
@@ -64,6 +65,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SEG_WRITABLE,
     SS,
     TLB_GLOBAL,
+    TLB_LOCALS,
     TLB_SIZE,
     Engine,
     JumpEntry,
@@ -308,9 +310,10 @@ def lookup(s, va, access, mode, host, gpa):
     info = frame
     if flags & PAGE_GLOBAL:
         info |= TLB_GLOBAL
+    else:
+        note_local(s, mode, index)
     if flags & (PAGE_LARGE | PAGE_HUGE):
-        info |= TLB_LARGE if flags & PAGE_LARGE else TLB_HUGE
-        note_large(s, va, info)
+        note_large(s, va, flags)
     empty = (index ^ (TLB_SIZE // 2)) << 12
     s.tlb_dirty[mode] = 1
     t.write_tag = empty
@@ -332,33 +335,45 @@ def lookup(s, va, access, mode, host, gpa):
 
 
 def large_hash(va, shift):
-    # Multiplicative hashing with 2^64 divided by the golden ratio; 9 bits choose one of 512.
+    # Multiplicative hashing; 9 bits choose one of the filter's 512.
     key: uint64_t = (va >> shift) + shift
     return (key * GOLDEN) >> 23 & 511
 
 
-def note_large(s, va, info):
+def clear_entry(t, index):
+    t.read_tag = t.write_tag = (index ^ (TLB_SIZE // 2)) << 12
+    t.info = 0
+
+
+def note_local(s, mode, index):
+    """Remember which entries a change of CR3 must drop."""
+    n: uint32_t = s.tlb_locals[mode]
+    if n < TLB_LOCALS:
+        s.tlb_local[mode][n] = cython.cast(uint16_t, index)
+    if n <= TLB_LOCALS:
+        s.tlb_locals[mode] = n + 1
+
+
+def note_large(s, va, flags):
     """Remember that the TLB has a piece of a large page, for INVLPG of any other address in it."""
-    bit: uint32_t = large_hash(va, 22 if info & TLB_LARGE else 30)
-    s.tlb_large[bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
+    bit: uint32_t = large_hash(va, 22 if flags & PAGE_LARGE else 30)
+    s.tlb_large[1 if flags & PAGE_GLOBAL else 0][bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
 
 
 def maybe_large(s, va, shift):
     bit: uint32_t = large_hash(va, shift)
-    return (s.tlb_large[bit >> 6] >> (bit & 63) & 1) != 0
+    return ((s.tlb_large[0][bit >> 6] | s.tlb_large[1][bit >> 6]) >> (bit & 63) & 1) != 0
 
 
 def flush_region(s, va, shift):
     """Drop every entry of the region of ``1 << shift`` bytes around ``va``, and all jumps."""
     mode: cython.int
     i: uint64_t
-    t: cython.pointer[TlbEntry]
     for mode in range(MMU_MODES):
         if s.tlb_dirty[mode]:
             for i in range(TLB_SIZE):
-                t = cython.address(s.tlb[mode][i])
-                if (t.read_tag ^ va) >> shift == 0:
-                    t.read_tag = t.write_tag = (i ^ (TLB_SIZE // 2)) << 12
+                if (s.tlb[mode][i].read_tag ^ va) >> shift == 0:
+                    clear_entry(cython.address(s.tlb[mode][i]), i)
     clear_jumps(s)
 
 
@@ -368,32 +383,45 @@ def clear_jumps(s):
         if s.jump_dirty[slot]:
             s.jump_dirty[slot] = 0
             native.fill64(
-                cython.cast(cython.p_void, cython.address(s.jump[slot][0])), 0, JUMP_SIZE * cython.sizeof(JumpEntry) // 8
+                cython.cast(cython.p_void, cython.address(s.jump[slot][0])),
+                0,
+                JUMP_SIZE * cython.sizeof(JumpEntry) // 8,
             )
+
+
+def tlb_init(s):
+    mode: cython.int
+    slot: cython.int
+    for mode in range(MMU_MODES):
+        s.tlb_dirty[mode] = 1
+    for slot in range(MODE_SLOTS):
+        s.jump_dirty[slot] = 1
+    tlb_flush(s, False)
 
 
 def tlb_flush(s, keep_global):
     mode: cython.int
     i: uint64_t
-    t: cython.pointer[TlbEntry]
-    kept: cython.bint
+    n: uint64_t
     s.count_tlb_flush += 1
     for i in range(8):
-        s.tlb_large[i] = 0
+        s.tlb_large[0][i] = 0
+        if not keep_global:
+            s.tlb_large[1][i] = 0
     for mode in range(MMU_MODES):
         if not s.tlb_dirty[mode]:
             continue
-        kept = False
-        for i in range(TLB_SIZE):
-            t = cython.address(s.tlb[mode][i])
-            if keep_global and t.info & TLB_GLOBAL:
-                kept = True
-                if t.info & (TLB_LARGE | TLB_HUGE):
-                    note_large(s, t.read_tag, t.info)
-                continue
-            t.read_tag = t.write_tag = (i ^ (TLB_SIZE // 2)) << 12
-            t.info = 0
-        s.tlb_dirty[mode] = kept
+        if keep_global and s.tlb_locals[mode] <= TLB_LOCALS:
+            for n in range(s.tlb_locals[mode]):
+                i = s.tlb_local[mode][n]
+                if (s.tlb[mode][i].info & TLB_GLOBAL) == 0:
+                    clear_entry(cython.address(s.tlb[mode][i]), i)
+        else:
+            for i in range(TLB_SIZE):
+                if not (keep_global and s.tlb[mode][i].info & TLB_GLOBAL):
+                    clear_entry(cython.address(s.tlb[mode][i]), i)
+            s.tlb_dirty[mode] = keep_global
+        s.tlb_locals[mode] = 0
     clear_jumps(s)
 
 
@@ -414,8 +442,7 @@ def tlb_flush_page(s, va):
     for mode in range(MMU_MODES):
         t = cython.address(s.tlb[mode][index])
         if t.read_tag == page:
-            t.read_tag = t.write_tag = (index ^ (TLB_SIZE // 2)) << 12
-            t.info = 0
+            clear_entry(t, index)
     # A jump's slot is chosen by bits 0-6 and 12-16 of its rip. A block that begins on the page before may end on this.
     before = page - PAGE
     for slot in range(MODE_SLOTS):

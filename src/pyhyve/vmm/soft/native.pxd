@@ -21,5 +21,6 @@ cdef struct Native:
     void (*xsavec)(void *area, uint64_t mask) noexcept nogil
     void (*xsaveopt)(void *area, uint64_t mask) noexcept nogil
     void (*fnstsw)(uint16_t *status) noexcept nogil
+    CpuState *(*current)() noexcept nogil                                              # whose registers GS points to
 
 cdef Native native

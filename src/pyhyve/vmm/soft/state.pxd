@@ -151,6 +151,7 @@ cdef enum:
 
     TLB_BITS = 10
     TLB_SIZE = 1024
+    TLB_LOCALS = 128
     JUMP_BITS = 12
     JUMP_SIZE = 4096
     MODE_SLOTS = 8
@@ -186,6 +187,7 @@ cdef enum:
     PENDING_EXTINT = 32     # the PIC's INTR line changed
     PENDING_INIT = 64
     PENDING_SIPI = 128
+    PENDING_DRAIN = 256     # device writes or EOIs are queued for Python
 
     # CpuState.exit.kind
     EXIT_NONE = 0
@@ -290,6 +292,16 @@ cdef struct CpuState:
     uint64_t exit_site               # address of the rel32 to patch
     uint64_t exit_insn               # Insn * of a helper exit
     uint64_t host_sp
+    uint64_t host_pc                 # return address in emitted code of the slow path that runs; 0 outside
+    uint32_t slow_status             # what the slow path came to: DONE, FAULT, LEAVE, CODE_WRITE
+    uint32_t fault_signal            # a synchronous host signal in emitted code, its code and place
+    uint32_t fault_code
+    uint64_t fault_pc
+    uint32_t slot_mode               # the mode that mode_slot was found for
+    uint32_t trap_after              # TF was set when an instruction left to Python: #DB comes when it is done
+    uint32_t step_once               # run one instruction in a block of its own next
+    uint32_t intack_wait             # an EXIT_INTACK is out
+    ExitRecord held                  # an exit that waits until queued device writes have been told
     uint64_t scratch[4]
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
@@ -362,7 +374,9 @@ cdef struct CpuState:
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]
-    uint64_t tlb_large[8]            # filter of the 4 MiB and 1 GiB regions that have entries of large pages
+    uint64_t tlb_large[2][8]         # [global]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
+    uint32_t tlb_locals[3]           # how many entries of tlb_local are filled; TLB_LOCALS + 1: too many
+    uint16_t tlb_local[3][128]       # indices of the entries that are not global
 
 
 cdef struct Engine:
@@ -378,7 +392,7 @@ cdef struct Engine:
     uint32_t timer_stop
     uint64_t timer_planned           # TSC at which the timer thread wakes by itself
     void *code                       # blocks.CodeCache
-    uint64_t native[16]              # see native.pxd
+    uint64_t xsave_mask              # components that run() saves and restores
 
 
 cdef inline uint64_t get_rflags(CpuState *s) noexcept nogil:

@@ -1,0 +1,136 @@
+"""What the firmware tables tell about a machine: the one description that ACPI, MP table and SMBIOS are built from.
+
+The machine fills it in from what it assembled. Defaults are those of a machine with a host bridge and an LPC bridge.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+ISA_IRQS = 16
+IOAPIC_PINS = 24
+
+COM_PORTS: dict[int, tuple[int, int]] = {1: (0x3F8, 4), 2: (0x2F8, 3), 3: (0x3E8, 4), 4: (0x2E8, 3)}
+"""I/O port and ISA interrupt of COM1 to COM4."""
+
+_FIRST_PCI_GSI = 16
+_PIRQS = 8
+_PIRQ_ISA_IRQS = (10, 11, 5, 10, 11, 5, 10, 11)
+
+
+class WindowKind(Enum):
+    IO = "io"
+    MEMORY_32 = "memory32"
+    MEMORY_64 = "memory64"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Addresses ``first`` to ``last`` (included) that a PCI root bus passes on to its devices."""
+
+    kind: WindowKind
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class PciRoot:
+    """A root bus: its number, the last bus number behind it, and its windows, which no other root shares."""
+
+    bus: int
+    last_bus: int
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PciInterrupt:
+    """Where pin ``pin`` (1 is INTA) of a device ends: the I/O APIC input, and the ISA interrupt in PIC mode."""
+
+    bus: int
+    device: int
+    pin: int
+    gsi: int
+    irq: int
+
+
+DEFAULT_WINDOWS = (
+    # the gap is the PCI configuration ports' own
+    Window(WindowKind.IO, 0x0000, 0x0CF7),
+    Window(WindowKind.IO, 0x0D00, 0xFFFF),
+    Window(WindowKind.MEMORY_32, 0xC0000000, 0xDFFFFFFF),
+    Window(WindowKind.MEMORY_64, 0xD000000000, 0xEFFFFFFFFF),
+)
+
+
+def pci_interrupt(bus: int, device: int, pin: int) -> PciInterrupt:
+    """The board's wiring of one pin: eight PIRQs in turn over devices and pins."""
+    pirq = (device + pin - 1) % _PIRQS
+    return PciInterrupt(bus, device, pin, _FIRST_PCI_GSI + pirq, _PIRQ_ISA_IRQS[pirq])
+
+
+def pci_interrupts(pins: Iterable[tuple[int, int, int]]) -> tuple[PciInterrupt, ...]:
+    """The wiring of (bus, device, pin) triples, each once, in order."""
+    return tuple(pci_interrupt(*pin) for pin in sorted(set(pins)))
+
+
+def derived_uuid(name: str) -> uuid.UUID:
+    """The UUID of a virtual machine that was not given one: the same for the same name."""
+    return uuid.uuid3(uuid.NAMESPACE_DNS, f"{name}.pyhyve")
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """A machine as its firmware describes it. Addresses are guest-physical."""
+
+    name: str = "vm"
+    cpus: int = 1
+    """vCPUs; CPU *i* has local APIC id *i*."""
+    sockets: int | None = None
+    """Processor packages; by default each vCPU is one."""
+    threads_per_core: int = 1
+    uuid: uuid.UUID | None = None
+
+    pci_roots: tuple[PciRoot, ...] = (PciRoot(0, 255, DEFAULT_WINDOWS),)
+    pci_interrupts: tuple[PciInterrupt, ...] = ()
+    ecam_base: int = 0xE0000000
+    ecam_buses: int = 256
+
+    lpc: tuple[int, int] | None = None
+    """Device and function of the LPC bridge on bus 0; without one the ISA devices are named below the root itself."""
+    com: tuple[int, ...] = ()
+    """Serial ports that exist: 1 to 4."""
+    keyboard_controller: bool = True
+    hpet: bool = True
+
+    lapic_address: int = 0xFEE00000
+    ioapic_address: int = 0xFEC00000
+    ioapic_id: int = 0
+    hpet_address: int = 0xFED00000
+    hpet_capabilities: int = 0x8086A201
+    """The low half of the HPET's capabilities register."""
+
+    sci_irq: int = 9
+    pm_event_port: int = 0x400
+    pm_control_port: int = 0x404
+    pm_timer_port: int = 0x408
+    smi_port: int = 0xB2
+    acpi_enable: int = 0xA0
+    acpi_disable: int = 0xA1
+    reset_port: int = 0xCF9
+    reset_value: int = 6
+    soft_off_type: int = 5
+    """SLP_TYP that means soft-off."""
+    rtc_century: int = 0x32
+    """CMOS address of the century."""
+
+    board_ports: tuple[tuple[int, int], ...] = field(
+        default=((0x61, 1), (0x84, 1), (0x92, 1), (0xB2, 2), (0x400, 8), (0x408, 4), (0x4D0, 2))
+    )
+    """First port and count of what the board itself answers, so that a guest gives them to nobody else."""
+
+    @property
+    def effective_uuid(self) -> uuid.UUID:
+        return self.uuid or derived_uuid(self.name)

@@ -1,0 +1,98 @@
+"""Base address registers: where a PCI function's registers appear in port or memory space.
+
+Document: PCI Local Bus Specification 3.0, §6.2.5.1. The size shows as the lowest address bit that can be written, so
+the write masks of the configuration space answer a guest that sizes a BAR; this module moves the range on the bus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from pyhyve.bus.handler import Handler, Lock
+from pyhyve.bus.mmio import MmioBus
+from pyhyve.bus.pio import PORTS, PioBus
+from pyhyve.hw.pci.config_space import Command, ConfigSpace, Offset
+
+BARS = 6
+
+
+class BarKind(Enum):
+    IO = "ports"
+    MEMORY_32 = "memory below 4 GiB"
+    MEMORY_64 = "memory anywhere"
+
+
+_FLAGS = {BarKind.IO: 0x1, BarKind.MEMORY_32: 0x0, BarKind.MEMORY_64: 0x4}
+_MINIMUM = {BarKind.IO: 4, BarKind.MEMORY_32: 16, BarKind.MEMORY_64: 16}
+
+
+@dataclass(slots=True, eq=False)
+class Bar:
+    """One BAR. ``size`` is a power of two of at least 4 ports or 16 bytes; a 64-bit one takes two indexes."""
+
+    index: int
+    kind: BarKind
+    size: int
+    handler: Handler
+    name: str
+    lock: Lock
+    prefetchable: bool = False
+    mapped: int | None = None
+    """Where it is on the bus now."""
+
+    def __post_init__(self) -> None:
+        if self.size & (self.size - 1) or self.size < _MINIMUM[self.kind]:
+            raise ValueError(f"BAR {self.index} of {self.name} cannot have {self.size:#x} bytes")
+        if not 0 <= self.index <= BARS - self._dwords:
+            raise ValueError(f"{self.name} has no BAR {self.index}")
+
+    @property
+    def indexes(self) -> range:
+        """The BAR numbers that it occupies."""
+        return range(self.index, self.index + self._dwords)
+
+    def install(self, config: ConfigSpace) -> None:
+        """Make the registers: type bits, and address bits that can be written."""
+        config.allow(self._offset, 4 * self._dwords, ((1 << 32 * self._dwords) - 1) & ~(self.size - 1))
+        self.place(config, 0)
+
+    def place(self, config: ConfigSpace, address: int) -> None:
+        """Put an address in the registers."""
+        config.set(self._offset, 4 * self._dwords, address | _FLAGS[self.kind] | (8 if self.prefetchable else 0))
+
+    def address(self, config: ConfigSpace) -> int:
+        """The address in the registers."""
+        return config.get(self._offset, 4 * self._dwords) & ~(self.size - 1)
+
+    def update(self, config: ConfigSpace, pio: PioBus, mmio: MmioBus) -> bool:
+        """Be on the bus where registers and command say; True if that changed something.
+
+        A place that is taken, or outside the space, leaves the BAR undecoded until it is moved.
+        """
+        command = config.get(Offset.COMMAND, 2)
+        decoded = command & (Command.IO if self.kind is BarKind.IO else Command.MEMORY)
+        address = self.address(config) if decoded else None
+        if address == 0 or (self.kind is BarKind.IO and address is not None and address + self.size > PORTS):
+            address = None
+        if address == self.mapped:
+            return False
+        bus: PioBus | MmioBus = pio if self.kind is BarKind.IO else mmio
+        if self.mapped is not None:
+            bus.unregister(self.mapped)
+        self.mapped = None
+        if address is not None:
+            try:
+                bus.register(address, self.size, self.handler, self.name, self.lock)
+            except ValueError:
+                return True
+            self.mapped = address
+        return True
+
+    @property
+    def _dwords(self) -> int:
+        return 2 if self.kind is BarKind.MEMORY_64 else 1
+
+    @property
+    def _offset(self) -> int:
+        return Offset.BAR0 + 4 * self.index

@@ -1,0 +1,153 @@
+"""What every function on the PCI bus is made of: configuration space, BARs, an interrupt pin.
+
+A device is a subclass, registered with ``@device("name")``. Its constructor gets the environment and its options (the
+variables below its slot in the configuration tree) and declares BARs, capabilities and an interrupt. The bus then
+places it. Guest accesses come by configuration cycles through the bus, and by the BARs' handlers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pyhyve.bus.handler import Handler
+from pyhyve.hw.environment import Environment
+from pyhyve.hw.pci.bar import BARS, Bar, BarKind
+from pyhyve.hw.pci.config_space import MULTI_FUNCTION, SIZE, Command, ConfigSpace, Identity, Offset, Status
+from pyhyve.hw.pci.intx import IntxPin
+from pyhyve.lifecycle import State, check_version, saved_dict
+
+if TYPE_CHECKING:
+    from pyhyve.hw.pci.bus import PciAddress, PciBus
+
+_BAR_END = Offset.BAR0 + 4 * BARS
+
+
+class PciFunction:
+    """Base of all functions. Subclasses set ``identity``."""
+
+    identity: Identity
+
+    def __init__(self, environment: Environment, options: Mapping[str, str]) -> None:
+        self.lock = threading.RLock()
+        self.environment = environment
+        self.options = options
+        self.config = ConfigSpace(self.identity)
+        self.bars: list[Bar] = []
+        self.wants_intx = False
+        self.address: PciAddress | None = None
+        self._pin: IntxPin | None = None
+        self._intx = False
+        self._initial: State | None = None
+
+    @classmethod
+    def parse_options(cls, conf: str) -> dict[str, str]:
+        """The options in the tail of ``-s slot,driver,conf``: comma-separated ``key=value``, a bare key means true."""
+        pairs = (part.partition("=") for part in conf.split(",") if part)
+        return {key: value if separator else "true" for key, separator, value in pairs}
+
+    # -- for the device --
+
+    def add_bar(
+        self, index: int, kind: BarKind, size: int, handler: Handler, name: str = "", *, prefetchable: bool = False
+    ) -> Bar:
+        """Declare a BAR answered by ``handler`` under the function's lock. Raises ``ValueError`` for a wrong one."""
+        bar = Bar(index, kind, size, handler, name or type(self).__name__, self.lock, prefetchable)
+        if any(i in other.indexes for other in self.bars for i in bar.indexes):
+            raise ValueError(f"BAR {index} of {bar.name} is taken")
+        bar.install(self.config)
+        self.bars.append(bar)
+        return bar
+
+    def use_intx(self) -> None:
+        """Declare an interrupt pin; the bus connects it."""
+        self.wants_intx = True
+
+    def set_intx(self, level: bool) -> None:
+        """Assert or release the interrupt pin, as far as the command register lets it out."""
+        with self.lock:
+            self._intx = level
+            self._update_intx()
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the guest lets the function reach memory."""
+        return bool(self.config.get(Offset.COMMAND, 2) & Command.BUS_MASTER)
+
+    def bar_moved(self, bar: Bar) -> None:
+        """``bar.mapped`` has changed. For devices whose doorbells must follow."""
+
+    def config_written(self, offset: int, size: int) -> None:
+        """The guest wrote configuration bytes. For devices with registers of their own there."""
+
+    # -- for the bus --
+
+    def connect(self, bus: PciBus, address: PciAddress, pin: IntxPin | None) -> None:
+        """The bus has placed the function; BAR addresses are set. What it is now is what ``reset`` goes back to."""
+        self.address = address
+        self._pin = pin
+        self._initial = self.config.save()
+        self._update_bars()
+
+    def set_multi_function(self) -> None:
+        """Say in the header that the slot has more functions."""
+        self.config.set(Offset.HEADER_TYPE, 1, self.config.get(Offset.HEADER_TYPE, 1) | MULTI_FUNCTION)
+        self._initial = self.config.save()
+
+    def read_config(self, offset: int, size: int) -> int:
+        """A configuration read inside the function's 256 bytes; all ones beyond."""
+        if offset + size > SIZE:
+            return (1 << 8 * size) - 1
+        return self.config.get(offset, size)
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """A configuration write; nothing happens beyond the function's 256 bytes."""
+        if offset + size > SIZE:
+            return
+        self.config.write(offset, size, value)
+        if offset < Offset.COMMAND + 2 and offset + size > Offset.COMMAND:
+            self._update_bars()
+            self._update_intx()
+        elif offset < _BAR_END and offset + size > Offset.BAR0:
+            self._update_bars()
+        self.config_written(offset, size)
+
+    def _update_bars(self) -> None:
+        for bar in self.bars:
+            if bar.update(self.config, self.environment.pio, self.environment.mmio):
+                self.bar_moved(bar)
+
+    def _update_intx(self) -> None:
+        status = self.config.get(Offset.STATUS, 2) & ~Status.INTERRUPT
+        self.config.set(Offset.STATUS, 2, status | (Status.INTERRUPT if self._intx else 0))
+        if self._pin is not None:
+            self._pin.set(self._intx and not self.config.get(Offset.COMMAND, 2) & Command.INTX_DISABLE)
+
+    # -- lifecycle --
+
+    def reset(self) -> None:
+        """As the bus has placed it."""
+        with self.lock:
+            if self._initial is not None:
+                self.config.restore(self._initial)
+            self._intx = False
+            self._update_bars()
+            self._update_intx()
+
+    def save(self) -> State:
+        """Configuration space and interrupt pin. Subclasses add theirs."""
+        with self.lock:
+            return {"version": 1, "config": self.config.save(), "intx": int(self._intx)}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Take over configuration space and interrupt pin."""
+        check_version(self, state)
+        with self.lock:
+            self.config.restore(saved_dict(state.get("config"), "config"))
+            self._intx = bool(state.get("intx"))
+            self._update_bars()
+            self._update_intx()
+
+    def close(self) -> None:
+        """Give back what the device holds of the host. Idempotent."""

@@ -1,0 +1,27 @@
+"""The host bridge in slot 0: a function that only says who it is.
+
+``hostbridge`` carries bhyve's own numbers. ``amd_hostbridge`` looks like AMD's, for guests that will not use MSI or
+extended configuration space behind a bridge they do not know.
+"""
+
+from __future__ import annotations
+
+from pyhyve.hw.pci.config_space import Identity
+from pyhyve.hw.pci.function import PciFunction
+from pyhyve.hw.registry import device
+
+_BRIDGE, _HOST = 0x06, 0x00
+
+
+@device("hostbridge")
+class HostBridge(PciFunction):
+    """bhyve's host bridge."""
+
+    identity = Identity(0x1275, 0x1275, _BRIDGE, _HOST)
+
+
+@device("amd_hostbridge")
+class AmdHostBridge(PciFunction):
+    """An AMD host bridge."""
+
+    identity = Identity(0x1022, 0x7432, _BRIDGE, _HOST)

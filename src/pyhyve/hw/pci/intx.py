@@ -1,0 +1,118 @@
+"""Legacy PCI interrupts: from a function's INTx pin to a global system interrupt.
+
+Documents: PCI Local Bus Specification 3.0, §2.2.6; PIRQ routing registers: Intel 82371SB data sheet §2.2.6.
+
+Pin *p* (1 is INTA) of device *d* is wired to PIRQ (*d* + *p* - 1) mod 8. Each PIRQ is one I/O APIC input, 16 to 23, and
+for a guest that uses the PIC also the ISA interrupt in its routing register, which the LPC bridge shows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from pyhyve.bus.irq import IrqLine, IrqRouter
+from pyhyve.lifecycle import State, check_version, saved_list
+
+PIRQS = 8
+FIRST_GSI = 16
+DISABLED = 0x80
+ALLOWED_IRQS = frozenset({3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15})
+DEFAULT_IRQS = (10, 11, 5, 10, 11, 5, 10, 11)
+"""The ISA interrupt of each PIRQ as firmware would leave it."""
+
+
+def pirq_of(device: int, pin: int) -> int:
+    """The PIRQ (0-7) of pin 1-4 of a device."""
+    return (device + pin - 1) % PIRQS
+
+
+def gsi_of(device: int, pin: int) -> int:
+    """The I/O APIC input of a pin."""
+    return FIRST_GSI + pirq_of(device, pin)
+
+
+class IntxPin:
+    """The interrupt pin of one function."""
+
+    __slots__ = ("_routing", "level", "pirq")
+
+    def __init__(self, routing: IntxRouting, pirq: int) -> None:
+        self._routing = routing
+        self.pirq = pirq
+        self.level = False
+
+    def set(self, level: bool) -> None:
+        """Assert or release it. Idempotent."""
+        if level != self.level:
+            self.level = level
+            self._routing.change(self.pirq, level)
+
+
+class IntxRouting:
+    """All eight PIRQs. ``make_level(irq)`` sets an ISA interrupt level triggered in the ELCR."""
+
+    def __init__(self, router: IrqRouter, make_level: Callable[[int], None] | None = None) -> None:
+        self._router = router
+        self._make_level = make_level
+        self._lock = threading.RLock()
+        self._holders = [0] * PIRQS
+        self._gsi_lines = [router.line(FIRST_GSI + n, f"pirq {chr(65 + n)}") for n in range(PIRQS)]
+        self._isa_lines: list[IrqLine | None] = [None] * PIRQS
+        self._registers = [DISABLED] * PIRQS
+        self.reset()
+
+    def pin(self, device: int, pin: int) -> IntxPin:
+        """A function's pin (1-4)."""
+        return IntxPin(self, pirq_of(device, pin))
+
+    def register(self, pirq: int) -> int:
+        """The routing register of a PIRQ."""
+        return self._registers[pirq]
+
+    def set_register(self, pirq: int, value: int) -> None:
+        """A guest's write: bit 7 disconnects, the low bits are the ISA interrupt. A reserved one disconnects too."""
+        value &= DISABLED | 0x0F
+        irq = None if value & DISABLED or value not in ALLOWED_IRQS else value
+        with self._lock:
+            self._registers[pirq] = value
+            line = self._isa_lines[pirq]
+            if line is not None and line.gsi != irq:
+                self._router.release(line)
+                line = self._isa_lines[pirq] = None
+            if irq is not None and line is None:
+                if self._make_level is not None:
+                    self._make_level(irq)
+                line = self._isa_lines[pirq] = self._router.line(irq, f"pirq {chr(65 + pirq)}")
+                line.set(self._holders[pirq] > 0)
+
+    def isa_irq(self, pirq: int) -> int | None:
+        """The ISA interrupt that a PIRQ reaches."""
+        line = self._isa_lines[pirq]
+        return None if line is None else line.gsi
+
+    def change(self, pirq: int, level: bool) -> None:
+        """One more or one fewer pin holds a PIRQ."""
+        with self._lock:
+            self._holders[pirq] += 1 if level else -1
+            held = self._holders[pirq] > 0
+            self._gsi_lines[pirq].set(held)
+            line = self._isa_lines[pirq]
+            if line is not None:
+                line.set(held)
+
+    def reset(self) -> None:
+        """The routing that firmware sets up."""
+        for pirq, irq in enumerate(DEFAULT_IRQS):
+            self.set_register(pirq, irq)
+
+    def save(self) -> State:
+        """The routing registers; the pins' levels are their functions'."""
+        return {"version": 1, "registers": list(self._registers)}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Take over the routing registers."""
+        check_version(self, state)
+        for pirq, value in enumerate(saved_list(state, "registers", PIRQS)):
+            if isinstance(value, int):
+                self.set_register(pirq, value)

@@ -1,0 +1,510 @@
+"""One virtual machine: assembled from a configuration tree, started, and run to its end.
+
+The order of assembly is that of bhyve's start-up. Whatever fails on the way gives back what was taken before it. The
+machine ends with one status (``errors.Status``), whoever brings the end about: the guest by a port, a vCPU's exit, an
+error, or the user; ``VcpuSet.end`` is the one door for it.
+
+``Machine`` is for programs; ``run_machine`` is what the commands call: it adds signals, the process title and messages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from pyhyve.backends.char import open_char
+from pyhyve.bus.irq import IrqRouter
+from pyhyve.bus.mmio import MmioBus
+from pyhyve.bus.msr import MsrBus
+from pyhyve.bus.pio import PioBus
+from pyhyve.config import Config, parse_memsize
+from pyhyve.errors import BackendError, ConfigError, Status, UsageError
+from pyhyve.hw.chipset.elcr import Elcr
+from pyhyve.hw.chipset.hpet import Hpet
+from pyhyve.hw.chipset.i8042 import I8042
+from pyhyve.hw.chipset.ioapic import Ioapic
+from pyhyve.hw.chipset.irqchip import wire
+from pyhyve.hw.chipset.pic import Pic
+from pyhyve.hw.chipset.pit import Pit
+from pyhyve.hw.chipset.pm import Pm
+from pyhyve.hw.chipset.pmtmr import PmTimer
+from pyhyve.hw.chipset.post import Post
+from pyhyve.hw.chipset.reset import Reset
+from pyhyve.hw.chipset.rtc import Rtc
+from pyhyve.hw.chipset.uart16550 import COM_PORTS, Uart16550
+from pyhyve.hw.environment import Environment
+from pyhyve.hw.pci.bar import BarKind
+from pyhyve.hw.pci.bus import WINDOWS, PciAddress, PciBus
+from pyhyve.hw.pci.intx import IntxRouting
+from pyhyve.lifecycle import Stateful
+from pyhyve.loader import load
+from pyhyve.loop import EventLoop
+from pyhyve.memory import HIGH_BASE, GuestMemory
+from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet, complain, name_thread
+from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
+from pyhyve.vmm.cpuid import Topology, shape
+from pyhyve.vmm.exits import SuspendReason
+from pyhyve.vmm.select import choose
+
+TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ = 0, 1, 8, 9
+NOTIFY_PORT = 0x488
+"""Where a guest tells its host something, in bhyve; nobody listens by default."""
+
+NOT_YET = {
+    "bvmcons": "the bvm console (-b)",
+    "dbgport": "the debug port (-g)",
+    "domains.item": "memory domains (-n)",
+    "fwcfg.item": "the firmware configuration device (-f)",
+    "gdb.port": "the gdb server (-G)",
+    "keyboard.layout": "a keyboard (-K)",
+    "lpc.bootrom": "a boot ROM (-l bootrom)",
+    "lpc.fwcfg": "the firmware configuration device (-l fwcfg)",
+    "lpc.pc-testdev": "the PC test device (-l pc-testdev)",
+    "lpc.tpm": "a TPM (-l tpm)",
+    "restore": "resuming from a snapshot (-r)",
+}
+"""What bhyve's command line can ask for and this version has no device for."""
+
+
+class HostNotification:
+    """The host-notification hook: an OUT to port 0x488 calls ``on_notify(size, value)``."""
+
+    def __init__(self) -> None:
+        self.on_notify: Callable[[int, int], None] | None = None
+
+    def attach(self, pio: PioBus) -> None:
+        """Answer at 0x488."""
+        pio.register(NOTIFY_PORT, 1, self, "host notification", whole=True)
+
+    def read(self, offset: int, size: int) -> int:
+        """Nothing is there to read."""
+        return (1 << 8 * size) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Pass the value on."""
+        if self.on_notify is not None:
+            self.on_notify(size, value)
+
+
+class Machine:
+    """A machine built from ``config``, which is frozen from then on.
+
+    ``loop`` is the event loop to use; without one the machine makes its own and ``wait`` runs it. ``on_quit`` is called
+    when the user types the escape key and ``q`` on the console; by default that ends the machine as a power-off does.
+    Raises a ``PyhyveError`` if the machine cannot be built.
+    """
+
+    def __init__(
+        self, config: Config, *, loop: EventLoop | None = None, on_quit: Callable[[], None] | None = None
+    ) -> None:
+        config.freeze()
+        self.config = config
+        self.name = config.require("name")
+        self.parts: dict[str, Stateful] = {}
+        """Every chip and bus with state, by name."""
+        self.vm: VirtualMachine
+        self.memory: GuestMemory
+        self._ended = threading.Event()
+        self._runs_loop = False
+        self._on_quit = on_quit or self.power_off
+        self._uarts: list[Uart16550] = []
+        self.vcpus = VcpuSet(self._end)
+        self.vcpus.traceback = config.get_bool("debug.traceback", False)
+        self._closing = ExitStack()
+        try:
+            if loop is None:
+                loop = EventLoop()
+                self._closing.callback(loop.close)
+            self.loop = loop
+            self._assemble()
+        except BaseException:
+            self._closing.close()
+            raise
+
+    # -- assembly, in bhyve's order --
+
+    def _assemble(self) -> None:
+        self._refuse_what_is_missing()
+        topology = read_topology(self.config)
+        hypervisor, self.backend_reason = choose(self.config.require("vmm.backend"))
+        self.backend = hypervisor.name
+        available = hypervisor.probe().max_cpus
+        if topology.cpus > available:
+            raise BackendError(f"{topology.cpus} vCPUs requested but only {available} available")
+        self.memory = GuestMemory(read_memory_size(self.config))
+        self._closing.callback(self.memory.close)
+        if self.config.get_bool("memory.wired", False):
+            wire_memory(self.memory)
+        self.vm = hypervisor.create(self.name, self.memory, topology.cpus)
+        self._closing.callback(self.vm.close)
+        if topology.cpus > 1 and not self.vm.capability(Capability.UNRESTRICTED_GUEST):
+            raise BackendError(f"{topology.cpus} vCPUs requested but only 1 available")
+        self.memory.on_write.append(self.vm.memory_written)
+        self._make_buses()
+        self._make_vcpus(topology)
+        self._make_chipset()
+        self._make_pci()
+        self._make_serial_ports()
+        rsdp = self._write_tables(topology)
+        self._load(rsdp)
+
+    def _refuse_what_is_missing(self) -> None:
+        for name, what in NOT_YET.items():
+            if name in self.config:
+                raise ConfigError(f"{what} is not available in this version")
+
+    def _make_buses(self) -> None:
+        self.pio, self.mmio, self.msr = PioBus(), MmioBus(), MsrBus()
+        self.pic: Pic | None = None
+        self.ioapic: Ioapic | None = None
+        if Chip.PIC in self.vm.provides:
+            self.irq = IrqRouter(self.vm.set_irq)
+        else:
+            self.pic, self.ioapic = Pic(self.vm.set_extint), Ioapic(self.vm.send_msi)
+            self.pic.attach(self.pio)
+            self.ioapic.attach(self.mmio)
+            self.parts.update(pic=self.pic, ioapic=self.ioapic)
+            self.irq = IrqRouter(wire(self.pic, self.ioapic))
+
+    def _make_vcpus(self, topology: Topology) -> None:
+        config, vm = self.config, self.vm
+        pause_exit = config.get_bool("x86.vmexit_on_pause")
+        if pause_exit and not vm.capability(Capability.PAUSE_EXIT):
+            raise ConfigError(f"VM exit on PAUSE (-P) is not supported by the {self.backend} backend")
+        # A halted vCPU sleeps in ``run`` in any case: where HLT cannot exit, an idle guest still costs nothing.
+        hlt_exit = config.get_bool("x86.vmexit_on_hlt") and vm.capability(Capability.HLT_EXIT)
+        mode = ApicMode.X2APIC if config.get_bool("x86.x2apic") else ApicMode.XAPIC
+        around = Platform(
+            pio=self.pio,
+            mmio=self.mmio,
+            msr=self.msr,
+            acknowledge=self.pic.acknowledge if self.pic is not None else None,
+            eoi=self.ioapic.eoi if self.ioapic is not None else None,
+            open_bus=((WINDOWS[BarKind.MEMORY_32][0], HIGH_BASE), WINDOWS[BarKind.MEMORY_64]),
+            strict_io=config.get_bool("x86.strictio"),
+            strict_msr=config.get_bool("x86.strictmsr"),
+        )
+        for index in range(topology.cpus):
+            cpu = vm.create_vcpu(index)
+            cpu.set_capability(Capability.HLT_EXIT, hlt_exit)
+            cpu.set_capability(Capability.PAUSE_EXIT, pause_exit)
+            if vm.capability(Capability.ENABLE_INVPCID):
+                cpu.set_capability(Capability.ENABLE_INVPCID, True)
+            cpu.set_apic_mode(mode)
+            self.vcpus.vcpus.append(Vcpu(cpu, self.vcpus, around))
+            host_cpu = read_pinning(config, index)
+            if host_cpu is not None:
+                self.vcpus.pin(index, host_cpu)
+        vm.set_cpuid(shape(vm.supported_cpuid(), topology))
+
+    def _make_chipset(self) -> None:
+        irq, memory, config = self.irq, self.memory, self.config
+        rtc = Rtc(
+            self.loop,
+            irq.line(RTC_IRQ, "rtc"),
+            memory.low_size,
+            memory.high_size,
+            use_localtime=config.get_bool("rtc.use_localtime", True),
+        )
+        rtc.attach(self.pio)
+        replaced = [rtc.set_legacy_replacement]
+        if Chip.PIT not in self.vm.provides:
+            pit = Pit(self.loop, irq.line(TIMER_IRQ, "pit"))
+            pit.attach(self.pio)
+            replaced.append(pit.set_legacy_replacement)
+            self.parts["pit"] = pit
+
+        def on_legacy(active: bool) -> None:
+            for replace in replaced:
+                replace(active)
+
+        hpet = Hpet(self.loop, irq, on_legacy)
+        hpet.attach(self.mmio)
+        self.pm = Pm(self.power, irq.line(SCI_IRQ, "sci"))
+        keyboard = I8042(self.power, irq.line(KEYBOARD_IRQ, "i8042"))
+        timer, reset, post = PmTimer(self.loop), Reset(self.power), Post()
+        for chip in (self.pm, keyboard, timer, reset, post):
+            chip.attach(self.pio)
+        self.parts.update(rtc=rtc, hpet=hpet, pm=self.pm, i8042=keyboard, pmtmr=timer, reset=reset, post=post)
+        self._make_level: Callable[[int], None] | None = None
+        if self.pic is not None:
+            elcr = Elcr(self.pic.set_elcr)
+            elcr.attach(self.pio)
+            elcr.set_level(SCI_IRQ)
+            self._make_level = elcr.set_level
+            self.parts["elcr"] = elcr
+        self.notification = HostNotification()
+        self.notification.attach(self.pio)
+
+    def _make_pci(self) -> None:
+        environment = Environment(
+            loop=self.loop,
+            memory=self.memory,
+            pio=self.pio,
+            mmio=self.mmio,
+            router=self.irq,
+            send_msi=self.vm.send_msi,
+            doorbells=self.vm,
+            power=self.power,
+        )
+        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level))
+        self._closing.callback(self.pci.close)
+        self.pci.attach()
+        for address in read_slots(self.config):
+            node = f"pci.{address.bus}.{address.device}.{address.function}"
+            options = self.config.node(node)
+            name = options.pop("device", None)
+            if name is None:
+                raise ConfigError(f"{node} has no device: set {node}.device")
+            self.pci.create(address, name, options)
+        self.pci.finish()
+        self.parts["pci"] = self.pci
+
+    def _make_serial_ports(self) -> None:
+        for name, (port, irq) in COM_PORTS.items():
+            spec = self.config.get(f"lpc.{name}.path")
+            if spec is None:
+                continue
+            backend = open_char(spec, self.loop, on_quit=self._on_quit)
+            self._closing.callback(backend.close)
+            uart = Uart16550(self.irq.line(irq, name), backend, name)
+            uart.attach(self.pio, port)
+            self._uarts.append(uart)
+            self.parts[name] = uart
+
+    def _write_tables(self, topology: Topology) -> int:
+        """The firmware's tables; returns where ACPI's root pointer lies, 0 without ACPI."""
+        return 0
+
+    def _load(self, rsdp: int) -> None:
+        """Put the guest into memory and its start into the boot vCPU's registers."""
+        kernel = self.config.get("boot.kernel")
+        if not kernel:
+            raise ConfigError("there is nothing to boot: name a kernel with -o boot.kernel=FILE")
+        entry = load(
+            self.memory,
+            kernel,
+            self.config.get("boot.initrd") or None,
+            self.config.get("boot.cmdline", "") or "",
+            acpi_rsdp=rsdp,
+        )
+        entry.apply(self.vcpus.vcpus[0].cpu)
+
+    # -- running --
+
+    def start(self) -> None:
+        """Take input, start the vCPUs. The guest runs from here on; ``wait`` serves its devices."""
+        for uart in self._uarts:
+            uart.start()
+        # With an interrupt controller of its own the backend starts the others on the guest's INIT-SIPI: their threads
+        # wait inside ``run``. Otherwise the guest's request comes as an exit, and a thread is started then.
+        waiting = range(1, len(self.vcpus.vcpus)) if Chip.IOAPIC in self.vm.provides else range(0)
+        for index in (*waiting, 0):
+            self.vcpus.add(index)
+
+    def wait(self) -> int:
+        """Run the event loop, or wait if another thread runs it, until the machine ends. Returns its status."""
+        if self.loop.running:
+            self._ended.wait()
+        else:
+            self._runs_loop = True
+            try:
+                while not self._ended.is_set():
+                    self.loop.run()
+            finally:
+                self._runs_loop = False
+        self.vcpus.join()
+        status = self.vcpus.outcome
+        assert status is not None
+        return status
+
+    @property
+    def status(self) -> int | None:
+        """How the machine ended, None while it has not."""
+        return self.vcpus.outcome
+
+    @property
+    def message(self) -> str:
+        """The line that says why it ended, where that was an error."""
+        return self.vcpus.message
+
+    def pause(self) -> None:
+        """Hold every vCPU outside the guest. Not from a device."""
+        self.vcpus.pause()
+
+    def resume(self) -> None:
+        """Let the guest run on."""
+        self.vcpus.resume()
+
+    def power(self, reason: SuspendReason) -> None:
+        """A device resets the machine or powers it off. From any thread."""
+        self.vcpus.end(STATUS_OF[VERDICT_OF[reason]])
+
+    def power_off(self) -> None:
+        """End the machine as if the guest had powered off. From any thread."""
+        self.power(SuspendReason.POWER_OFF)
+
+    def power_button(self) -> bool:
+        """Press the ACPI power button. False if the guest does not listen to it."""
+        return self.pm.power_button()
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the backend and of every vCPU, those of vCPU N as ``vcpuN.NAME``."""
+        counters = dict(self.vm.stats())
+        for vcpu in self.vcpus.vcpus:
+            for name, value in {**vcpu.counters.named(), **vcpu.cpu.stats()}.items():
+                counters[f"vcpu{vcpu.index}.{name}"] = value
+        return counters
+
+    def close(self) -> None:
+        """End the machine if it still runs and give everything back, the terminal too. Idempotent."""
+        self.vcpus.end(Status.ERROR)
+        try:
+            self.vcpus.join()
+        finally:
+            self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._runs_loop or not self.loop.running:
+            self.loop.stop()
+
+
+def read_topology(config: Config) -> Topology:
+    """``cpus``, ``sockets``, ``cores``, ``threads``; what is not given follows from the rest."""
+    cores = config.get_int("cores", 1, minimum=1)
+    threads = config.get_int("threads", 1, minimum=1)
+    cpus = config.get_int("cpus", minimum=1)
+    sockets = config.get_int("sockets", max(1, cpus // (cores * threads)), minimum=1)
+    topology = Topology(sockets, cores, threads)
+    if topology.cpus != cpus:
+        raise ConfigError(f"invalid cpu topology: {sockets} sockets * {cores} cores * {threads} threads is not {cpus}")
+    return topology
+
+
+def read_memory_size(config: Config) -> int:
+    """``memory.size`` in bytes. Raises ``UsageError`` for nonsense, ``ConfigError`` for more than the host has."""
+    text = config.require("memory.size")
+    try:
+        size = parse_memsize(text)
+    except ValueError:
+        raise UsageError(f"invalid memsize '{text}'") from None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > total:
+        raise ConfigError(f"{size >> 20} MB of guest memory requested, but this host has {total >> 20} MB in all")
+    return size
+
+
+def read_pinning(config: Config, index: int) -> int | None:
+    """The host CPU that ``-p`` gives vCPU ``index``."""
+    if f"vcpu.{index}.cpuset" in config:
+        return config.get_int(f"vcpu.{index}.cpuset", minimum=0)
+    if "vcpu.first_cpu" in config:
+        return config.get_int("vcpu.first_cpu", minimum=0) + index
+    return None
+
+
+def read_slots(config: Config) -> list[PciAddress]:
+    """The PCI functions that the configuration names, by address."""
+    found = []
+    for bus in config.children("pci"):
+        for slot in config.children(f"pci.{bus}"):
+            for function in config.children(f"pci.{bus}.{slot}"):
+                numbers = (bus, slot, function)
+                if not all(n.isdigit() for n in numbers):
+                    raise ConfigError(f"pci.{bus}.{slot}.{function}: a PCI slot is three numbers")
+                found.append(PciAddress(*(int(n) for n in numbers)))
+    return sorted(found)
+
+
+def wire_memory(memory: GuestMemory) -> None:
+    """Keep guest memory in RAM (mlock(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlock(ctypes.c_void_p(memory.host_base), ctypes.c_size_t(memory.size)):
+        reason = os.strerror(ctypes.get_errno())
+        raise ConfigError(f"cannot wire {memory.size >> 20} MB of guest memory: {reason} (see ulimit -l)")
+
+
+class _Signals:
+    """SIGTERM and SIGINT from before a machine is built until after it has closed."""
+
+    def __init__(self) -> None:
+        self.machine: Machine | None = None
+        self.ended_by: int | None = None
+        self._pressed = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_args: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        machine = self.machine
+        if machine is None or machine.status is not None:
+            # Nothing runs yet, or no longer: unwind, which gives everything back.
+            raise SystemExit(128 + number)
+        # The interrupted code may hold a lock that the button or the end needs: act from the loop.
+        machine.loop.call_soon_threadsafe(self._press if number == signal.SIGTERM else self._end, machine, number)
+
+    def _press(self, machine: Machine, number: int) -> None:
+        if not self._pressed and machine.power_button():
+            self._pressed = True
+            complain("bhyve: SIGTERM: pressed the power button; a second one ends the machine at once")
+        else:
+            self._end(machine, number)
+
+    def _end(self, machine: Machine, number: int) -> None:
+        self.ended_by = number
+        machine.vcpus.end(128 + number)
+
+
+def keep_standard_descriptors() -> None:
+    """Where standard input, output or error is closed, put /dev/null: a file opened later must not take its place."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def run_machine(config: Config, announce: Callable[[str], None] | None = None) -> int:
+    """Build a machine, run it to its end, and return the status for the process.
+
+    ``announce`` is told which backend was chosen and how to leave. Raises a ``PyhyveError`` if it cannot be built.
+    """
+    keep_standard_descriptors()
+    with _Signals() as signals:
+        with Machine(config) as machine:
+            if announce is not None:
+                announce(f"running on {machine.backend_reason}")
+                if sys.stdin is not None and sys.stdin.isatty() and config.get("lpc.com1.path") == "stdio":
+                    announce("leave with Ctrl-] q")
+            signals.machine = machine
+            name_thread(machine.name)
+            machine.start()
+            status = machine.wait()
+        if machine.message:
+            print(f"bhyve: {machine.message}", file=sys.stderr)
+        elif signals.ended_by is not None:
+            print(f"bhyve: ended by {signal.Signals(signals.ended_by).name}", file=sys.stderr)
+    return status

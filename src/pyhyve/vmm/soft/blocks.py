@@ -1,0 +1,370 @@
+"""The code cache: where translated code lives, how it is found again, and how it is dropped when guest code changes.
+
+The cache is one memfd mapped twice, writable and executable, never both at one address. Blocks are found by the
+guest-physical address of their first byte and the mode. Registers are at their places at every block border, so a
+dropped block needs no list of those who jump to it: its entry is overwritten with a jump to its own cold exit, which
+leads back to the lookup.
+"""
+
+import cython
+from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.posix.mman import (
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    mmap,
+    munmap,
+)
+from cython.cimports.posix.unistd import close, ftruncate
+from cython.cimports.pyhyve.vmm.soft.mmu import tlb_protect
+from cython.cimports.pyhyve.vmm.soft.state import (
+    MODE_SLOTS,
+    MODE_STEP,
+    PAGE_MASK,
+    PENDING_INVALIDATE,
+    CpuState,
+    Engine,
+    __atomic_fetch_or,
+)
+
+DATA_SIZE = cython.declare(uint64_t, 96 << 20)
+INDEX_SIZE = cython.declare(uint32_t, 1 << 20)
+
+
+def code_create(e, s, size):
+    """Allocate the cache of ``e`` with ``size`` bytes of code. 0, or -1 if the host refuses."""
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), calloc(1, cython.sizeof(CodeCache)))
+    rw: cython.p_void
+    rx: cython.p_void
+    data: cython.p_void
+    fd: cython.int
+    i: uint32_t
+    top: uint64_t = 0
+    if c == cython.NULL:
+        return -1
+    fd = memfd_create("pyhyve-code", 1)
+    if fd < 0 or ftruncate(fd, size) < 0:
+        free(c)
+        return -1
+    rw = mmap(cython.NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    rx = mmap(cython.NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0)
+    close(fd)
+    data = mmap(cython.NULL, DATA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    for i in range(e.region_count):
+        if e.regions[i].gpa + e.regions[i].size > top:
+            top = e.regions[i].gpa + e.regions[i].size
+    c.page_count = top >> 12
+    c.pages = cython.cast(cython.pointer(cython.pointer(CodePage)), calloc(c.page_count, 8))
+    c.index_size = INDEX_SIZE
+    c.index = cython.cast(cython.pointer(cython.pointer(Block)), calloc(INDEX_SIZE, 8))
+    if rw == MAP_FAILED or rx == MAP_FAILED or data == MAP_FAILED or c.pages == cython.NULL or c.index == cython.NULL:
+        return -1
+    c.rw = cython.cast(cython.pointer(uint8_t), rw)
+    c.rx = cython.cast(uint64_t, rx)
+    c.size = size
+    c.data = cython.cast(cython.pointer(uint8_t), data)
+    c.data_size = DATA_SIZE
+    e.code = c
+    return 0
+
+
+def code_destroy(e):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    if c == cython.NULL:
+        return
+    munmap(c.rw, c.size)
+    munmap(cython.cast(cython.p_void, c.rx), c.size)
+    munmap(c.data, c.data_size)
+    free(c.pages)
+    free(c.index)
+    free(c)
+    e.code = cython.NULL
+
+
+def code_flush(e):
+    """Forget every block. Only while no vCPU runs translated code."""
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    i: uint64_t
+    k: uint32_t
+    n: uint32_t
+    for i in range(c.page_count):
+        c.pages[i] = cython.NULL
+    for i in range(HASH_SIZE):
+        c.hash[i] = cython.NULL
+    c.index_count = 0
+    c.used = c.start
+    c.data_used = 0
+    c.flushes += 1
+    for n in range(e.cpu_count):
+        for k in range(MODE_SLOTS):
+            forget_jumps(e.cpus[n], k)
+
+
+def forget_jumps(s, slot):
+    i: uint32_t
+    if s.jump_dirty[slot] == 0:
+        return
+    for i in range(4096):
+        s.jump[slot][i].not_rip = 0
+        s.jump[slot][i].code = 0
+    s.jump_dirty[slot] = 0
+
+
+def code_alloc(c, size):
+    """``size`` bytes that live until the next flush, or NULL."""
+    at: uint64_t = (c.data_used + 15) & ~cython.cast(uint64_t, 15)
+    if at + size > c.data_size:
+        return cython.NULL
+    c.data_used = at + size
+    return c.data + at
+
+
+def hash_of(gpa, mode):
+    return cython.cast(uint32_t, (gpa ^ (gpa >> 14) ^ (cython.cast(uint64_t, mode) * 0x9E5)) & (HASH_SIZE - 1))
+
+
+def block_find(c, gpa, mode):
+    b: cython.pointer(Block) = c.hash[hash_of(gpa, mode)]
+    while b != cython.NULL:
+        if b.gpa == gpa and b.mode == mode:
+            return b
+        b = b.hash_next
+    return cython.NULL
+
+
+def page_of(c, gpa):
+    """The CodePage of a guest-physical address, made if it is not there; NULL without memory or outside RAM."""
+    number: uint64_t = gpa >> 12
+    if number >= c.page_count:
+        return cython.NULL
+    if c.pages[number] == cython.NULL:
+        page: cython.pointer(CodePage) = cython.cast(
+            cython.pointer(CodePage), code_alloc(c, cython.sizeof(CodePage))
+        )
+        if page != cython.NULL:
+            page.first = cython.NULL
+            page.second = cython.NULL
+            page.granules = 0
+            c.pages[number] = page
+    return c.pages[number]
+
+
+def granules(start, size):
+    """The 64-byte pieces that ``[start, start + size)`` of a page touches, as bits."""
+    first: uint32_t = start >> 6
+    last: uint32_t = (start + size - 1) >> 6
+    if last > 63:
+        last = 63
+    return (cython.cast(uint64_t, -1) >> (63 - (last - first))) << first
+
+
+def block_insert(e, block):
+    """Make a block findable and protect its page. 0, or -1 if there is no room."""
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    page: cython.pointer(CodePage) = page_of(c, block.gpa)
+    page2: cython.pointer(CodePage) = cython.NULL
+    h: uint32_t = hash_of(block.gpa, block.mode)
+    offset: uint32_t = block.gpa & 0xFFF
+    if page == cython.NULL or c.index_count >= c.index_size:
+        return -1
+    if block.gpa2 != NO_PAGE:
+        page2 = page_of(c, block.gpa2)
+        if page2 == cython.NULL:
+            return -1
+        if page2.first == cython.NULL and page2.second == cython.NULL:
+            tlb_protect(e, block.gpa2)
+        block.page2_next = page2.second
+        page2.second = block
+        page2.granules |= granules(0, offset + block.size - 4096)
+    if page.first == cython.NULL and page.second == cython.NULL:
+        tlb_protect(e, block.gpa & PAGE_MASK)
+    block.page_next = page.first
+    page.first = block
+    page.granules |= granules(offset, block.size)
+    block.hash_next = c.hash[h]
+    c.hash[h] = block
+    block.valid = 1
+    c.index[c.index_count] = block
+    c.index_count += 1
+    return 0
+
+
+def block_at(c, host_pc):
+    """The block whose code holds ``host_pc``, or NULL."""
+    low: uint32_t = 0
+    high: uint32_t = c.index_count
+    middle: uint32_t
+    while low < high:
+        middle = (low + high) >> 1
+        if c.index[middle].code <= host_pc:
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0 or host_pc >= c.index[low - 1].host_end:
+        return cython.NULL
+    return c.index[low - 1]
+
+
+def map_at(block, host_pc):
+    """The instruction that the host code at ``host_pc`` belongs to."""
+    low: uint32_t = 0
+    high: uint32_t = block.map_count
+    middle: uint32_t
+    offset: uint64_t = host_pc - block.code
+    while low < high:
+        middle = (low + high) >> 1
+        if block.map[middle].host <= offset:
+            low = middle + 1
+        else:
+            high = middle
+    return cython.address(block.map[low - 1 if low else 0])
+
+
+def mode_slot(e, mode):
+    """The slot of the jump caches that stands for ``mode``; everything is flushed when they are used up."""
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    i: uint32_t
+    mode &= ~cython.cast(uint32_t, MODE_STEP)
+    for i in range(c.mode_count):
+        if c.modes[i] == mode:
+            return i
+    if c.mode_count == MODE_SLOTS:
+        code_flush(e)
+        c.mode_count = 0
+    c.modes[c.mode_count] = mode
+    c.mode_count += 1
+    return c.mode_count - 1
+
+
+def has_code(e, gpa):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    number: uint64_t = gpa >> 12
+    if c == cython.NULL or number >= c.page_count or c.pages[number] == cython.NULL:
+        return False
+    return c.pages[number].first != cython.NULL or c.pages[number].second != cython.NULL
+
+
+def retire(c, b):
+    """Take a block out of the hash and lead whoever still jumps to it back to the lookup."""
+    at: cython.pointer(uint8_t) = c.rw + (b.chained - c.rx)
+    h: uint32_t = hash_of(b.gpa, b.mode)
+    link: cython.pointer(cython.pointer(Block)) = cython.address(c.hash[h])
+    b.valid = 0
+    while link[0] != cython.NULL:
+        if link[0] == b:
+            link[0] = b.hash_next
+            break
+        link = cython.address(link[0].hash_next)
+    at[0] = 0xE9
+    cython.cast(cython.pointer(int32_t), at + 1)[0] = cython.cast(int32_t, b.cold_exit - (b.chained + 5))
+
+
+def code_written(e, s, gpa, size):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    page: cython.pointer(CodePage)
+    link: cython.pointer(cython.pointer(Block))
+    b: cython.pointer(Block)
+    running: cython.pointer(Block) = cython.NULL
+    hit: cython.bint = False
+    offset: uint32_t = gpa & 0xFFF
+    start: uint32_t
+    live: uint64_t = 0
+    if c == cython.NULL or size == 0 or gpa >> 12 >= c.page_count:
+        return False
+    page = c.pages[gpa >> 12]
+    if page == cython.NULL or (page.granules & granules(offset, size)) == 0:
+        return False
+    if s != cython.NULL and s.host_pc:
+        running = block_at(c, s.host_pc - 1)
+        if running != cython.NULL and running.mode & MODE_STEP:
+            running = cython.NULL
+    link = cython.address(page.first)
+    b = page.first
+    while b != cython.NULL:
+        start = b.gpa & 0xFFF
+        if b.valid and start < offset + size and offset < start + b.size:
+            break
+        b = b.page_next
+    changed: cython.bint = b != cython.NULL
+    while link[0] != cython.NULL:
+        b = link[0]
+        start = b.gpa & 0xFFF
+        if b.valid and ((start < offset + size and offset < start + b.size) or (changed and b.assumes)):
+            if b == running:
+                hit = True
+            retire(c, b)
+            e.cpus[0].count_invalidated += 1
+        if b.valid == 0:
+            link[0] = b.page_next
+            continue
+        live |= granules(start, b.size if start + b.size <= 4096 else 4096 - start)
+        link = cython.address(b.page_next)
+    link = cython.address(page.second)
+    while link[0] != cython.NULL:
+        b = link[0]
+        start = (b.gpa & 0xFFF) + b.size - 4096
+        if b.valid and offset < start:
+            if b == running:
+                hit = True
+            retire(c, b)
+        if b.valid == 0:
+            link[0] = b.page2_next
+            continue
+        live |= granules(0, start)
+        link = cython.address(b.page2_next)
+    page.granules = live
+    return hit
+
+
+def code_written_later(e, gpa, size):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    n: uint32_t
+    page: uint64_t
+    touched: cython.bint = False
+    if c == cython.NULL or size == 0:
+        return
+    page = gpa >> 12
+    while page <= (gpa + size - 1) >> 12:
+        if page < c.page_count and c.pages[page] != cython.NULL:
+            touched = True
+            break
+        page += 1
+    if not touched:
+        return
+    if c.queue_count < 256 and size <= 0x40000000:
+        c.queue_gpa[c.queue_count] = gpa
+        c.queue_size[c.queue_count] = size
+        c.queue_count += 1
+    else:
+        c.queue_all = 1
+    for n in range(e.cpu_count):
+        __atomic_fetch_or(cython.address(e.cpus[n].pending), PENDING_INVALIDATE, 5)
+
+
+def code_settle(e):
+    """Carry out what ``code_written_later`` queued."""
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    i: uint32_t
+    at: uint64_t
+    end: uint64_t
+    piece: uint64_t
+    if c.queue_all:
+        code_flush(e)
+    else:
+        for i in range(c.queue_count):
+            at = c.queue_gpa[i]
+            end = at + c.queue_size[i]
+            while at < end:
+                piece = 4096 - (at & 0xFFF)
+                if piece > end - at:
+                    piece = end - at
+                code_written(e, cython.NULL, at, piece)
+                at += piece
+    c.queue_count = 0
+    c.queue_all = 0

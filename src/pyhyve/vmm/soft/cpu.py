@@ -1,0 +1,686 @@
+"""The loop of one vCPU.
+
+``cpu_run`` gives the host's vector registers to the guest and goes from block to block until something needs Python.
+In between it carries out what emitted code cannot: look-ups and translation, chaining, helpers, exceptions, interrupts,
+HLT. Device writes that emitted code made are queued and told to Python first, in order; a device read runs its
+instruction again, alone in a block of its own, once the answer is there.
+"""
+
+import cython
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.blocks import (
+    NO_PAGE,
+    Block,
+    CodeCache,
+    MapEntry,
+    block_at,
+    block_find,
+    code_flush,
+    code_settle,
+    map_at,
+    mode_slot,
+    retire,
+)
+from cython.cimports.pyhyve.vmm.soft.decode import (
+    NEED_AVX,
+    NEED_FPU,
+    NEED_MMX,
+    NEED_SSE,
+    K_CALL,
+    K_CALL_IND,
+    K_LEAVE,
+    K_POP,
+    K_PUSH,
+    K_PUSH_IMM,
+    K_PUSH_MEM,
+    K_RET,
+    decode,
+    ops,
+)
+from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
+from cython.cimports.pyhyve.vmm.soft.helpers import table
+from cython.cimports.pyhyve.vmm.soft.insn import Insn
+from cython.cimports.pyhyve.vmm.soft.lapic import (
+    lapic_accept,
+    lapic_deliverable,
+    lapic_extint_enabled,
+    lapic_next_deadline,
+    lapic_reset,
+    lapic_timer_expired,
+)
+from cython.cimports.pyhyve.vmm.soft.mmu import (
+    CODE_WRITE,
+    bounce_finish,
+    linear,
+    ram_host,
+    tlb_fill,
+    walk,
+)
+from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.state import (
+    ACCESS_EXEC,
+    CS,
+    DONE,
+    EXC_AC,
+    EXC_DB,
+    EXC_DE,
+    EXC_GP,
+    EXC_MF,
+    EXC_SS,
+    EXC_XM,
+    EXIT_EOI,
+    EXIT_FAILED,
+    EXIT_HLT,
+    EXIT_INTACK,
+    EXIT_KICKED,
+    EXIT_MMIO_READ,
+    EXIT_MMIO_WRITE,
+    EXIT_NONE,
+    EXIT_SIPI,
+    EXIT_SPINDOWN,
+    EXIT_STEP,
+    FAULT,
+    FLAG_TF,
+    LEAVE,
+    LOW32,
+    MMU_KERNEL,
+    MMU_USER,
+    MODE_CODE64,
+    MODE_CODE32,
+    MODE_STEP,
+    MODE_USER,
+    PAGE_MASK,
+    PENDING_DRAIN,
+    PENDING_EXTINT,
+    PENDING_INIT,
+    PENDING_INTERRUPT,
+    PENDING_INVALIDATE,
+    PENDING_KICK,
+    PENDING_NMI,
+    PENDING_SIPI,
+    PENDING_TIMER,
+    SS,
+    CpuState,
+    Engine,
+    __atomic_exchange_n,
+    __atomic_fetch_or,
+    __atomic_load_n,
+    gp,
+    is_canonical,
+    raise_fault,
+)
+from cython.cimports.pyhyve.vmm.soft.stubs import (
+    SLOW_SEGMENTED,
+    X_CHAIN,
+    X_EVENT,
+    X_HELPER,
+    X_HOST_FAULT,
+    X_LOOKUP,
+    X_RAISE,
+    X_SLOW,
+)
+from cython.cimports.pyhyve.vmm.soft.system import reset_cpu, update_mode
+from cython.cimports.pyhyve.vmm.soft.translate import MAX_INSNS, crosses_page, translate
+
+# Synchronous host signals in emitted code
+SIGILL = cython.declare(cython.int, 4)
+SIGTRAP = cython.declare(cython.int, 5)
+SIGBUS = cython.declare(cython.int, 7)
+SIGFPE = cython.declare(cython.int, 8)
+SIGSEGV = cython.declare(cython.int, 11)
+
+region_start = cython.declare(uint64_t[64])
+region_end = cython.declare(uint64_t[64])
+region_stub = cython.declare(uint64_t[64])
+old_actions = cython.declare(sigaction_s[32])
+installed = cython.declare(cython.bint, False)
+# XSTATE_BV 0: XRSTOR from it puts x87, SSE and AVX in their initial state. 64 bytes of room to align it.
+clean_area = cython.declare(uint8_t[1152])
+
+
+def fsgsbase_allowed():
+    """Whether WRGSBASE may be used in user mode (AT_HWCAP2 bit 1)."""
+    return (getauxval(26) & 2) != 0
+
+
+# --- host faults ------------------------------------------------------------------------------------------------------
+
+
+def on_host_fault(signum, info, context):
+    """A synchronous signal: if it comes from a block, make the block leave; else let it do what it did before us."""
+    uc: cython.pointer(ucontext_t) = cython.cast(cython.pointer(ucontext_t), context)
+    pc: uint64_t = cython.cast(uint64_t, uc.uc_mcontext.gregs[16])
+    s: cython.pointer(CpuState)
+    i: cython.int
+    for i in range(64):
+        if region_start[i] and region_start[i] <= pc < region_end[i]:
+            s = native.current()
+            s.fault_signal = signum
+            s.fault_code = info.si_code
+            s.fault_pc = pc
+            uc.uc_mcontext.gregs[16] = cython.cast(cython.longlong, region_stub[i])
+            return
+    sigaction(signum, cython.address(old_actions[signum]), cython.NULL)
+
+
+def install_signals():
+    action: sigaction_s
+    i: cython.int
+    signals: cython.int[4]
+    if installed:
+        return
+    signals[0] = SIGILL
+    signals[1] = SIGBUS
+    signals[2] = SIGFPE
+    signals[3] = SIGSEGV
+    action.sa_sigaction = on_host_fault
+    action.sa_flags = 4 | 0x40000000  # SA_SIGINFO, SA_NODEFER
+    sigemptyset(cython.address(action.sa_mask))
+    for i in range(4):
+        sigaction(signals[i], cython.address(action), cython.address(old_actions[signals[i]]))
+
+
+def watch_region(start, end, stub):
+    """Faults at host addresses in ``[start, end)`` are the guest's."""
+    i: cython.int
+    install_signals()
+    for i in range(64):
+        if region_start[i] == 0:
+            region_end[i] = end
+            region_stub[i] = stub
+            region_start[i] = start
+            return
+
+
+def unwatch_region(start):
+    i: cython.int
+    for i in range(64):
+        if region_start[i] == start:
+            region_start[i] = 0
+
+
+def handle_host_fault(s):
+    """Turn a host signal into the guest's exception. False if it is none: then the exit is filled."""
+    insn: Insn
+    host: uint64_t
+    gpa: uint64_t = 0
+    flags: uint32_t = 0
+    need: uint32_t = 0
+    vector: uint8_t = EXC_GP
+    locate(s, s.fault_pc)
+    if walk(s, linear_rip(s), ACCESS_EXEC, MMU_USER if s.mode & MODE_USER else cython.cast(cython.int, MMU_KERNEL), True,
+            cython.address(gpa), cython.address(flags)) == DONE:
+        host = ram_host(s.engine, gpa, False)
+        if host:
+            decode(cython.cast(cython.pointer(cython.const[uint8_t]), host), 15, s.mode, cython.address(insn))
+            need = ops[insn.op].need
+    if s.fault_signal == SIGFPE:
+        if s.fault_code <= 2 and need == 0:
+            raise_fault(s, EXC_DE, False, 0)
+        elif need & (NEED_SSE | NEED_AVX):
+            raise_fault(s, EXC_XM, False, 0)
+        else:
+            raise_fault(s, EXC_MF, False, 0)
+        return True
+    if s.fault_signal == SIGILL:
+        raise_fault(s, 6, False, 0)
+        return True
+    if s.fault_signal == SIGSEGV and s.fault_code == 128:
+        gp(s, 0)
+        return True
+    s.exit.kind = EXIT_FAILED
+    s.exit.address = s.fault_pc
+    s.exit.value = s.fault_signal
+    s.exit.size = s.fault_code
+    return False
+
+
+# --- slow paths of emitted code ---------------------------------------------------------------------------------------
+
+
+def locate(s, host_pc):
+    """Set rip to the instruction that the host code before ``host_pc`` belongs to."""
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), s.engine.code)
+    b: cython.pointer(Block) = block_at(c, host_pc)
+    entry: cython.pointer(MapEntry)
+    if b == cython.NULL:
+        return
+    entry = map_at(b, host_pc)
+    set_linear(s, s.page_va + entry.guest)
+
+
+def slow_access(s, va, what, host_pc):
+    status: cython.int = DONE
+    size: uint32_t = what & 0xFFFF
+    access: uint32_t = (what >> 16) & 0xF
+    addend: uint64_t = 0
+    insn_segment: uint32_t = (what >> 20) & 7
+    s.host_pc = host_pc
+    s.count_tlb_miss += 1
+    if s.mmio_writes >= 8:
+        # Tell Python of the queued writes before there are more than fit.
+        locate(s, host_pc - 1)
+        s.exit.kind = EXIT_NONE
+        s.slow_status = LEAVE
+        s.host_pc = 0
+        return 0
+    if what & SLOW_SEGMENTED:
+        status = linear(s, insn_segment, va, size, access & 3, cython.address(va))
+        s.scratch[0] = va
+    if status == DONE:
+        addend = tlb_fill(s, va, size, access, cython.address(status))
+    s.slow_status = status
+    if status != DONE:
+        locate(s, host_pc - 1)
+        if status == FAULT and s.exc_vector == EXC_GP and insn_segment == SS and s.mode & MODE_CODE64:
+            s.exc_vector = EXC_SS
+    s.host_pc = 0
+    return addend
+
+
+def slow_finish(s):
+    bounce_finish(s)
+    if s.mmio_writes or s.eoi_count or s.exit.kind:
+        __atomic_fetch_or(cython.address(s.pending), PENDING_DRAIN, 5)
+
+
+# --- finding code -----------------------------------------------------------------------------------------------------
+
+
+def linear_rip(s):
+    if s.mode & MODE_CODE64:
+        return s.rip
+    return (s.rip + s.segments[CS].base) & LOW32
+
+
+def set_linear(s, va):
+    if s.mode & MODE_CODE64:
+        s.rip = va
+    elif s.mode & MODE_CODE32:
+        s.rip = (va - s.segments[CS].base) & LOW32
+    else:
+        s.rip = (va - s.segments[CS].base) & 0xFFFF
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def cross_bytes(s: cython.pointer(CpuState), va: uint64_t, gpa: uint64_t, user: cython.int, buffer: cython.pointer(uint8_t),
+                gpa2: cython.pointer(uint64_t)) -> cython.int:
+    """Collect 15 bytes from both sides of a page border."""
+    flags: uint32_t = 0
+    other: uint64_t = 0
+    first: uint32_t = 4096 - (gpa & 0xFFF)
+    i: uint32_t
+    host: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), ram_host(s.engine, gpa, False))
+    host2: cython.pointer(uint8_t)
+    next_page: uint64_t = (va & PAGE_MASK) + 4096
+    if not s.mode & MODE_CODE64:
+        next_page &= LOW32
+    elif not is_canonical(next_page):
+        return gp(s, 0)
+    if walk(s, next_page, ACCESS_EXEC, user, False, cython.address(other), cython.address(flags)) != DONE:
+        return FAULT
+    host2 = cython.cast(cython.pointer(uint8_t), ram_host(s.engine, other, False))
+    for i in range(15):
+        if i < first:
+            buffer[i] = host[i]
+        else:
+            buffer[i] = 0xFF if host2 == cython.NULL else host2[i - first]
+    gpa2[0] = other & PAGE_MASK
+    return DONE
+
+
+def find_block(s, step):
+    """The block at rip, translated if need be. NULL: an exception is recorded, or the exit is filled."""
+    e: cython.pointer(Engine) = s.engine
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    va: uint64_t = linear_rip(s)
+    gpa: uint64_t = 0
+    gpa2: uint64_t = NO_PAGE
+    flags: uint32_t = 0
+    host: uint64_t
+    start: uint64_t
+    b: cython.pointer(Block) = cython.NULL
+    buffer: uint8_t[16]
+    user: cython.int = MMU_USER if s.mode & MODE_USER else cython.cast(cython.int, MMU_KERNEL)
+    avail: uint32_t
+    mode: uint32_t = s.mode | (MODE_STEP if step else 0)
+    limit: uint32_t = 1 if step else cython.cast(uint32_t, MAX_INSNS)
+    attempt: cython.int
+    s.count_lookup += 1
+    if s.mode & MODE_CODE64:
+        if not is_canonical(va):
+            gp(s, 0)
+            return cython.NULL
+    elif s.rip > s.segments[CS].limit:
+        gp(s, 0)
+        return cython.NULL
+    if walk(s, va, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
+        return cython.NULL
+    host = ram_host(e, gpa, False)
+    if host == 0:
+        s.exit.kind = EXIT_FAILED
+        s.exit.address = gpa
+        s.exit.value = 0
+        s.exit.size = 0
+        return cython.NULL
+    avail = 4096 - (gpa & 0xFFF)
+    b = block_find(c, gpa, mode)
+    if b != cython.NULL and b.gpa2 == NO_PAGE:
+        return b
+    if avail < 15 and crosses_page(cython.cast(cython.pointer(cython.const[uint8_t]), host), avail, mode):
+        if cross_bytes(s, va, gpa, user, buffer, cython.address(gpa2)) != DONE:
+            return cython.NULL
+    if b != cython.NULL:
+        if b.gpa2 == gpa2:
+            return b
+        retire(c, b)
+    start = native.rdtsc()
+    for attempt in range(2):
+        if gpa2 != NO_PAGE:
+            b = translate(e, s, gpa, gpa2, buffer, 15, limit)
+        else:
+            b = translate(e, s, gpa, gpa2, cython.cast(cython.pointer(cython.const[uint8_t]), host), avail, limit)
+        if b != cython.NULL:
+            break
+        code_flush(e)
+        s.count_code_flush += 1
+    s.tsc_translate += native.rdtsc() - start
+    if b == cython.NULL:
+        s.exit.kind = EXIT_FAILED
+        s.exit.address = gpa
+        s.exit.value = 1
+        s.exit.size = 0
+    return b
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+def leave_with(s, kind, address, value):
+    s.exit.kind = kind
+    s.exit.address = address
+    s.exit.value = value
+    s.exit.size = 0
+    return True
+
+
+def settle(s):
+    """Take in what is pending and deliver what may be delivered now. True: leave to Python (the exit is filled)."""
+    bits: uint32_t
+    vector: cython.int
+    if s.pending:
+        bits = __atomic_exchange_n(cython.address(s.pending), 0, 5)
+        if bits & PENDING_INVALIDATE:
+            code_settle(s.engine)
+        if bits & PENDING_TIMER:
+            lapic_timer_expired(s)
+        s.events |= bits & (
+            PENDING_KICK | PENDING_INTERRUPT | PENDING_NMI | PENDING_EXTINT | PENDING_INIT | PENDING_SIPI | PENDING_DRAIN
+        )
+        if bits & PENDING_TIMER:
+            s.events |= PENDING_INTERRUPT
+    if s.events & PENDING_DRAIN:
+        s.events &= ~cython.cast(uint32_t, PENDING_DRAIN)
+        if s.exit.kind:
+            return True
+    if s.eoi_count:
+        s.eoi_count -= 1
+        return leave_with(s, EXIT_EOI, s.eoi_vectors[s.eoi_count], 0)
+    if s.mmio_writes:
+        return leave_with(s, EXIT_NONE, 0, 0)
+    if s.events & PENDING_KICK:
+        s.events &= ~cython.cast(uint32_t, PENDING_KICK)
+        return leave_with(s, EXIT_KICKED, 0, 0)
+    if s.events & PENDING_INIT:
+        s.events &= ~cython.cast(uint32_t, PENDING_INIT | PENDING_SIPI)
+        reset_cpu(s, True)
+        lapic_reset(s, True)
+        return leave_with(s, EXIT_SPINDOWN, 0, 0)
+    if s.inhibit:
+        return False
+    if s.intack_wait:
+        s.intack_wait = 0
+        s.answered = 0
+        s.halted = 0
+        s.count_interrupts += 1
+        return deliver_interrupt(s, cython.cast(uint8_t, s.answer)) == LEAVE
+    if s.events & PENDING_NMI and s.nmi_blocked == 0:
+        s.events &= ~cython.cast(uint32_t, PENDING_NMI)
+        s.halted = 0
+        return deliver_nmi(s) == LEAVE
+    if s.events & (PENDING_INTERRUPT | PENDING_EXTINT):
+        vector = lapic_deliverable(s)
+        if s.iff:
+            if s.intr_line and lapic_extint_enabled(s):
+                s.intack_wait = 1
+                return leave_with(s, EXIT_INTACK, 0, 0)
+            if vector >= 0:
+                lapic_accept(s)
+                s.halted = 0
+                s.count_interrupts += 1
+                return deliver_interrupt(s, cython.cast(uint8_t, vector)) == LEAVE
+        if vector < 0 and s.intr_line == 0:
+            s.events &= ~cython.cast(uint32_t, PENDING_INTERRUPT | PENDING_EXTINT)
+        elif s.iff and vector < 0:
+            # The PIC's line is up but LINT0 does not let it in: a change of LVT0 will say so.
+            s.events &= ~cython.cast(uint32_t, PENDING_INTERRUPT | PENDING_EXTINT)
+    return False
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def wakes(s: cython.pointer(CpuState)) -> cython.bint:
+    """Is there an event that ends HLT?"""
+    if s.events & (PENDING_NMI | PENDING_KICK | PENDING_INIT | PENDING_SIPI):
+        return True
+    return s.iff != 0 and (lapic_deliverable(s) >= 0 or (s.intr_line != 0 and lapic_extint_enabled(s)))
+
+
+def sleep_halted(s):
+    """Wait for an event: a futex on ``pending``, with the local APIC's timer as its time limit."""
+    deadline: uint64_t = lapic_next_deadline(s)
+    now: uint64_t = native.rdtsc()
+    spec: cython.long[2]
+    ns: uint64_t = 1000000000
+    ticks: uint64_t
+    s.sleeping = 1
+    if deadline:
+        if deadline <= now:
+            s.sleeping = 0
+            __atomic_fetch_or(cython.address(s.pending), PENDING_TIMER, 5)
+            return
+        ticks = deadline - now
+        if ticks < s.engine.tsc_hz:
+            ns = ticks * 1000 / (s.engine.tsc_hz / 1000000) + 1
+    if __atomic_load_n(cython.address(s.pending), 5) == 0:
+        spec[0] = ns / 1000000000
+        spec[1] = ns % 1000000000
+        syscall(202, cython.address(s.pending), 128, 0, cython.address(spec[0]), cython.NULL, 0)
+    s.sleeping = 0
+    if deadline and native.rdtsc() >= deadline:
+        __atomic_fetch_or(cython.address(s.pending), PENDING_TIMER, 5)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def run_loop(s):
+    """Until the exit is filled. Vector registers hold guest state all the time, but for sleeping."""
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), s.engine.code)
+    b: cython.pointer(Block)
+    insn: cython.pointer(Insn)
+    enter: EnterFunction = cython.cast(EnterFunction, c.stubs.enter)
+    why: cython.int
+    status: cython.int
+    va: uint64_t
+    code: uint64_t
+    i: uint32_t
+    flushes: uint64_t
+    step: cython.bint
+    trap: cython.bint
+    patch: cython.bint = False
+    while True:
+        if s.exc_pending:
+            s.count_exceptions += 1
+            s.replay = 0
+            if deliver_exception(s) == LEAVE:
+                return True
+        if s.pending or s.events or s.eoi_count or s.mmio_writes or s.intack_wait:
+            if settle(s):
+                return True
+            if s.exc_pending:
+                continue
+        if s.halted:
+            if wakes(s):
+                s.halted = 0
+                continue
+            if s.pending == 0:
+                native.xsave(s.xsave, s.engine.xsave_mask)
+                sleep_halted(s)
+                native.xrstor(s.xsave, s.engine.xsave_mask)
+            continue
+        if s.mode != s.slot_mode:
+            s.mode_slot = mode_slot(s.engine, s.mode)
+            s.slot_mode = s.mode
+        trap = (s.flags_system & FLAG_TF) != 0
+        step = trap or s.inhibit or s.step_once or s.step_exit or s.replay
+        va = linear_rip(s)
+        i = (va & 0x7F) | ((va >> 5) & 0xF80)
+        if step:
+            b = find_block(s, True)
+            code = b.code if b != cython.NULL else 0
+        elif s.jump[s.mode_slot][i].not_rip == ~va and not patch:
+            b = cython.NULL
+            code = s.jump[s.mode_slot][i].code
+        else:
+            flushes = c.flushes
+            b = find_block(s, False)
+            code = 0
+            if b != cython.NULL:
+                code = b.code
+                s.jump[s.mode_slot][i].not_rip = ~va
+                s.jump[s.mode_slot][i].code = code
+                s.jump_dirty[s.mode_slot] = 1
+                if patch and b.gpa2 == NO_PAGE and flushes == c.flushes:
+                    # Let the jump that led here lead straight to the block from now on
+                    cython.cast(cython.pointer(cython.int), c.rw + (s.exit_site - c.rx))[0] = cython.cast(
+                        cython.int, b.chained - (s.exit_site + 4)
+                    )
+                    s.count_chain += 1
+        patch = False
+        if code == 0:
+            if s.exc_pending == 0:
+                return True
+            continue
+        s.mmio_cursor = 0
+        s.count_enter += 1
+        why = enter(s, code, va)
+        if why == X_LOOKUP:
+            set_linear(s, s.exit_target)
+        elif why == X_CHAIN:
+            set_linear(s, s.page_va + s.exit_target)
+            patch = True
+        elif why == X_EVENT:
+            set_linear(s, s.page_va + s.exit_target)
+            if step:
+                s.step_once = 0
+                continue
+        elif why == X_HELPER:
+            set_linear(s, s.page_va + s.exit_target)
+            insn = cython.cast(cython.pointer(Insn), s.exit_insn)
+            s.count_helper += 1
+            if step:
+                s.inhibit = 0
+            status = table[ops[insn.op].helper](s, insn)
+            if status == FAULT:
+                continue
+            if status == LEAVE:
+                if s.exit.kind == EXIT_MMIO_READ:
+                    s.replay = 1
+                elif trap:
+                    s.trap_after = 1
+                return True
+        elif why == X_RAISE:
+            set_linear(s, s.page_va + s.exit_target)
+            raise_fault(s, cython.cast(uint8_t, s.exit_insn), False, 0)
+            continue
+        elif why == X_SLOW:
+            status = s.slow_status
+            if status == FAULT:
+                continue
+            if status == LEAVE:
+                if s.exit.kind == EXIT_MMIO_READ:
+                    s.replay = 1
+                return True
+            s.step_once = 1  # CODE_WRITE: the instruction that changes this block runs alone
+            continue
+        else:
+            if handle_host_fault(s):
+                continue
+            return True
+        if step:
+            if why != X_HELPER:
+                s.inhibit = 0
+            s.step_once = 0
+            s.replay = 0
+            s.mmio_reads = 0
+            if trap:
+                s.dr[6] |= 0x4000
+                raise_fault(s, EXC_DB, False, 0)
+            if s.step_exit:
+                return leave_with(s, EXIT_STEP, 0, 0)
+
+
+def cpu_run(s):
+    area: cython.pointer(uint8_t) = cython.cast(
+        cython.pointer(uint8_t), (cython.cast(uint64_t, cython.address(clean_area[0])) + 63) & ~cython.cast(uint64_t, 63)
+    )
+    start: uint64_t
+    # Device writes come first, one a call; then the exit that waited behind them.
+    if s.mmio_write_cursor < s.mmio_writes:
+        next_write(s)
+        return
+    s.mmio_writes = 0
+    s.mmio_write_cursor = 0
+    if s.held.kind:
+        s.exit = s.held
+        s.held.kind = EXIT_NONE
+        return
+    s.exit.kind = EXIT_NONE
+    if s.replay and s.answered:
+        s.mmio_read[s.mmio_reads - 1].value = s.answer
+        s.answered = 0
+    if s.trap_after:
+        s.trap_after = 0
+        s.dr[6] |= 0x4000
+        raise_fault(s, EXC_DB, False, 0)
+    if not fsgsbase_allowed():
+        syscall(158, 0x1001, s)  # arch_prctl(ARCH_SET_GS)
+    s.count_exits += 1
+    start = native.rdtsc()
+    native.xrstor(s.xsave, s.engine.xsave_mask)
+    run_loop(s)
+    native.xsave(s.xsave, s.engine.xsave_mask)
+    native.xrstor(area, s.engine.xsave_mask)
+    s.tsc_run += native.rdtsc() - start
+    if s.mmio_writes:
+        s.held = s.exit
+        next_write(s)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def next_write(s: cython.pointer(CpuState)) -> cython.void:
+    s.exit.kind = EXIT_MMIO_WRITE
+    s.exit.address = s.mmio_write[s.mmio_write_cursor].gpa
+    s.exit.value = s.mmio_write[s.mmio_write_cursor].value
+    s.exit.size = s.mmio_write[s.mmio_write_cursor].size
+    s.mmio_write_cursor += 1
+
+
+clean_area[((64 - cython.cast(uint64_t, cython.address(clean_area[0])) % 64) % 64) + 24] = 0x80  # MXCSR 1F80h
+clean_area[((64 - cython.cast(uint64_t, cython.address(clean_area[0])) % 64) % 64) + 25] = 0x1F

@@ -1,0 +1,1 @@
+"""The assembler: every function is inline, in encode.pxd."""

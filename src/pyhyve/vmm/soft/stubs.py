@@ -1,0 +1,276 @@
+"""The fixed machine code at the start of every code cache.
+
+``enter`` loads the guest's registers and flags and jumps into a block; the exits store them and return a reason to
+the engine's loop. Slow paths are called from blocks: they save what the C calling convention would lose, call the
+MMU, and come back with the address to use, or leave through the exit with the reason that the MMU recorded.
+
+Guest registers live in host registers of the same number, except RSP, which lives in the host's R15, and R10, R11,
+R14 and R15, which stay in CpuState: the host's R10, R11 and R14 are the translator's scratch registers.
+"""
+
+import cython
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.encode import (
+    GSP,
+    HRCX,
+    T0,
+    T1,
+    T2,
+    call_to,
+    cmp_gs32_zero,
+    e8,
+    e32,
+    here,
+    jcc_fwd,
+    jmp_to,
+    land,
+    land_short,
+    lea,
+    load_gs,
+    load_gs32,
+    mov,
+    mov_imm32,
+    mov_imm64,
+    op_gs_index,
+    pext_gs,
+    short_fwd,
+    store_gs,
+    store_gs32,
+    xchg,
+)
+from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP
+
+
+def off(s, field):
+    """The offset of a field in CpuState: ``off(s, address(s.rip))``."""
+    return cython.cast(uint64_t, field) - cython.cast(uint64_t, s)
+
+
+def is_spilled(reg):
+    """Guest registers that have no host register."""
+    return reg == 10 or reg == 11 or reg == 14 or reg == 15
+
+
+def host_reg(reg):
+    """The host register of a guest register that is not spilled."""
+    return cython.cast(uint32_t, GSP) if reg == RSP else reg
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _store_caller_saved(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    """Registers that a C function may change, and the flags, go to CpuState."""
+    r: uint32_t
+    for r in range(10):
+        if r != 3 and r != 4 and r != 5:
+            store_gs(a, r, off(s, cython.address(s.gpr[r])))
+    _store_flags(a, s)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _load_caller_saved(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    r: uint32_t
+    e8(a, 0x65)  # push qword [gs:flags_arith]; popfq
+    e8(a, 0xFF)
+    e8(a, 0x34)
+    e8(a, 0x25)
+    e32(a, off(s, cython.address(s.flags_arith)))
+    e8(a, 0x9D)
+    for r in range(10):
+        if r != 3 and r != 4 and r != 5:
+            load_gs(a, r, off(s, cython.address(s.gpr[r])))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _store_flags(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    e8(a, 0x9C)  # pushfq; pop qword [gs:flags_arith]
+    e8(a, 0x65)
+    e8(a, 0x8F)
+    e8(a, 0x04)
+    e8(a, 0x25)
+    e32(a, off(s, cython.address(s.flags_arith)))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _store_callee_saved(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    store_gs(a, 3, off(s, cython.address(s.gpr[3])))
+    store_gs(a, 5, off(s, cython.address(s.gpr[5])))
+    store_gs(a, 12, off(s, cython.address(s.gpr[12])))
+    store_gs(a, 13, off(s, cython.address(s.gpr[13])))
+    store_gs(a, GSP, off(s, cython.address(s.gpr[RSP])))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _leave(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    """Back to the caller of ``enter``; EAX is the reason."""
+    r: uint32_t
+    load_gs(a, 4, off(s, cython.address(s.host_sp)))
+    lea(a, 1, 4, 4, 0xFF, 0, 8)
+    for r in range(4):  # pop r15, r14, r13, r12
+        e8(a, 0x41)
+        e8(a, 0x5F - r)
+    e8(a, 0x5D)
+    e8(a, 0x5B)
+    e8(a, 0xC3)
+
+
+def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
+    """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
+    asm: Asm
+    a: cython.pointer(Asm) = cython.address(asm)
+    r: uint32_t
+    i: uint32_t
+    common: uint64_t
+    fail: cython.pointer(uint8_t)
+    hit: cython.pointer(uint8_t)
+    asm.p = c.rw
+    asm.delta = c.rx - cython.cast(uint64_t, c.rw)
+
+    # int enter(CpuState *s, code, rip)
+    c.stubs.enter = here(a)
+    e8(a, 0x53)
+    e8(a, 0x55)
+    for r in range(4):  # push r12 .. r15
+        e8(a, 0x41)
+        e8(a, 0x54 + r)
+    lea(a, 1, 4, 4, 0xFF, 0, -8)
+    if fsgsbase:
+        e8(a, 0xF3)  # wrgsbase rdi
+        e8(a, 0x48)
+        e8(a, 0x0F)
+        e8(a, 0xAE)
+        e8(a, 0xDF)
+    store_gs(a, 4, off(s, cython.address(s.host_sp)))
+    mov(a, T2, 6)
+    mov(a, T0, 2)
+    load_gs(a, T1, off(s, cython.address(s.flags_arith)))
+    e8(a, 0x41)  # and r11d, 0x8D5
+    e8(a, 0x81)
+    e8(a, 0xE3)
+    e32(a, 0x8D5)
+    e8(a, 0x41)  # push r11; popfq
+    e8(a, 0x53)
+    e8(a, 0x9D)
+    for r in range(14):
+        if not is_spilled(r) and r != RSP:
+            load_gs(a, r, off(s, cython.address(s.gpr[r])))
+    load_gs(a, GSP, off(s, cython.address(s.gpr[RSP])))
+    e8(a, 0x41)  # jmp r14
+    e8(a, 0xFF)
+    e8(a, 0xE6)
+
+    common = here(a)  # T1 is the reason
+    for r in range(10):
+        if r != 3 and r != 4 and r != 5:
+            store_gs(a, r, off(s, cython.address(s.gpr[r])))
+    _store_flags(a, s)
+    _store_callee_saved(a, s)
+    e8(a, 0x44)  # mov eax, r11d
+    e8(a, 0x89)
+    e8(a, 0xD8)
+    _leave(a, s)
+
+    c.stubs.exit_lookup = here(a)
+    store_gs(a, T0, off(s, cython.address(s.exit_target)))
+    mov_imm32(a, T1, X_LOOKUP)
+    jmp_to(a, common)
+    c.stubs.exit_chain = here(a)
+    store_gs(a, T0, off(s, cython.address(s.exit_target)))
+    store_gs(a, T1, off(s, cython.address(s.exit_site)))
+    mov_imm32(a, T1, X_CHAIN)
+    jmp_to(a, common)
+    c.stubs.exit_event = here(a)
+    store_gs(a, T0, off(s, cython.address(s.exit_target)))
+    mov_imm32(a, T1, X_EVENT)
+    jmp_to(a, common)
+    c.stubs.exit_helper = here(a)
+    store_gs(a, T0, off(s, cython.address(s.exit_target)))
+    store_gs(a, T1, off(s, cython.address(s.exit_insn)))
+    mov_imm32(a, T1, X_HELPER)
+    jmp_to(a, common)
+    c.stubs.exit_raise = here(a)
+    store_gs(a, T0, off(s, cython.address(s.exit_target)))
+    store_gs(a, T1, off(s, cython.address(s.exit_insn)))
+    mov_imm32(a, T1, X_RAISE)
+    jmp_to(a, common)
+    c.stubs.host_fault = here(a)
+    mov_imm32(a, T1, X_HOST_FAULT)
+    load_gs(a, 4, off(s, cython.address(s.host_sp)))
+    jmp_to(a, common)
+
+    # T0 address, T1 what -> T2 what to add to T0 (which a segment's base may have moved)
+    c.stubs.slow = here(a)
+    _store_caller_saved(a, s)
+    store_gs(a, T0, off(s, cython.address(s.scratch[0])))
+    load_gs(a, 7, off(s, cython.address(s.self)))
+    mov(a, 6, T0)
+    mov(a, 2, T1)
+    e8(a, 0x48)  # mov rcx, [rsp]
+    e8(a, 0x8B)
+    e8(a, 0x0C)
+    e8(a, 0x24)
+    lea(a, 1, 4, 4, 0xFF, 0, -8)
+    mov_imm64(a, 0, slow_access)
+    e8(a, 0xFF)  # call rax
+    e8(a, 0xD0)
+    lea(a, 1, 4, 4, 0xFF, 0, 8)
+    mov(a, T2, 0)
+    cmp_gs32_zero(a, off(s, cython.address(s.slow_status)))
+    fail = jcc_fwd(a, 5)
+    _load_caller_saved(a, s)
+    load_gs(a, T0, off(s, cython.address(s.scratch[0])))
+    e8(a, 0xC3)
+    land(a, fail)
+    _store_callee_saved(a, s)
+    mov_imm32(a, 0, X_SLOW)
+    _leave(a, s)
+
+    # After a store: write a bounce buffer out, if one was in use
+    c.stubs.finish = here(a)
+    mov(a, T1, HRCX)
+    load_gs32(a, HRCX, off(s, cython.address(s.bounce_active)))
+    hit = short_fwd(a, 0xE3)
+    mov(a, HRCX, T1)
+    _store_caller_saved(a, s)
+    load_gs(a, 7, off(s, cython.address(s.self)))
+    lea(a, 1, 4, 4, 0xFF, 0, -8)
+    mov_imm64(a, 0, slow_finish)
+    e8(a, 0xFF)
+    e8(a, 0xD0)
+    lea(a, 1, 4, 4, 0xFF, 0, 8)
+    _load_caller_saved(a, s)
+    e8(a, 0xC3)
+    land_short(a, hit)
+    mov(a, HRCX, T1)
+    e8(a, 0xC3)
+
+    # Jumps across pages and indirect ones: T0 is the linear target. No flag is touched.
+    for i in range(MODE_SLOTS):
+        c.stubs.jump[i] = here(a)
+        pext_gs(a, T1, T0, off(s, cython.address(s.mask_jump)))
+        lea(a, 1, T1, T1, T1, 0, 0)
+        op_gs_index(a, 1, 0x8B, T2, T1, 3, off(s, cython.address(s.jump[i][0].not_rip)))
+        lea(a, 1, T2, T2, T0, 0, 1)
+        xchg(a, HRCX, T2)
+        hit = short_fwd(a, 0xE3)
+        mov(a, HRCX, T2)
+        jmp_to(a, c.stubs.exit_lookup)
+        land_short(a, hit)
+        mov(a, HRCX, T2)
+        e8(a, 0x65)  # jmp [gs:r11*8 + code]
+        e8(a, 0x42)
+        e8(a, 0xFF)
+        e8(a, 0x24)
+        e8(a, 0xDD)
+        e32(a, off(s, cython.address(s.jump[i][0].code)))
+    c.start = (cython.cast(uint64_t, asm.p) - cython.cast(uint64_t, c.rw) + 63) & ~cython.cast(uint64_t, 63)
+    c.used = c.start
