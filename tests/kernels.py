@@ -143,10 +143,10 @@ READ_PCI_HOLE = """
     jne 1f
     power_off
 """
-# A megabyte of output.
+# More output than a pipe holds.
 CHATTER = """
     mov $0x3f8, %dx
-    mov $1024 * 1024, %ecx
+    mov $80 * 1024, %ecx
     mov $'x', %al
 0:  out %al, %dx
     loop 0b

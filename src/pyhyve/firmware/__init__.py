@@ -1,0 +1,34 @@
+"""What the guest reads at start: ACPI and SMBIOS tables, the MP table, the memory map.
+
+``build`` writes the tables that are wanted into the 64 KiB below 1 MiB; the addresses go to the loader.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyhyve.firmware import acpi as acpi_tables
+from pyhyve.firmware import mptable as mp_table
+from pyhyve.firmware import smbios
+from pyhyve.firmware.platform import Platform
+from pyhyve.memory import GuestMemory
+
+__all__ = ["Addresses", "Platform", "build"]
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the tables begin, guest-physical; 0 for one that was not built."""
+
+    rsdp: int = 0
+    mptable: int = 0
+    smbios: int = 0
+
+
+def build(memory: GuestMemory, platform: Platform, *, acpi: bool, mptable: bool = True) -> Addresses:
+    """Write the tables that ``platform`` needs into ``memory``, which must have its first MiB."""
+    return Addresses(
+        rsdp=acpi_tables.build(memory, platform) if acpi else 0,
+        mptable=mp_table.build(memory, platform) if mptable else 0,
+        smbios=smbios.build(memory, platform),
+    )

@@ -5,10 +5,10 @@ The machine fills it in from what it assembled. Defaults are those of a machine 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from uuid import NAMESPACE_DNS, UUID, uuid3
 
 ISA_IRQS = 16
 IOAPIC_PINS = 24
@@ -76,9 +76,9 @@ def pci_interrupts(pins: Iterable[tuple[int, int, int]]) -> tuple[PciInterrupt, 
     return tuple(pci_interrupt(*pin) for pin in sorted(set(pins)))
 
 
-def derived_uuid(name: str) -> uuid.UUID:
+def derived_uuid(name: str) -> UUID:
     """The UUID of a virtual machine that was not given one: the same for the same name."""
-    return uuid.uuid3(uuid.NAMESPACE_DNS, f"{name}.pyhyve")
+    return uuid3(NAMESPACE_DNS, f"{name}.pyhyve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Platform:
     sockets: int | None = None
     """Processor packages; by default each vCPU is one."""
     threads_per_core: int = 1
-    uuid: uuid.UUID | None = None
+    uuid: UUID | None = None
 
     pci_roots: tuple[PciRoot, ...] = (PciRoot(0, 255, DEFAULT_WINDOWS),)
     pci_interrupts: tuple[PciInterrupt, ...] = ()
@@ -132,5 +132,5 @@ class Platform:
     """First port and count of what the board itself answers, so that a guest gives them to nobody else."""
 
     @property
-    def effective_uuid(self) -> uuid.UUID:
+    def effective_uuid(self) -> UUID:
         return self.uuid or derived_uuid(self.name)

@@ -116,9 +116,7 @@ def load(
     memory.write(CMDLINE, encoded_cmdline)
     memory.write(LOADER_NAME, _NAME)
     # an entry's size field does not count itself
-    ranges = (
-        struct.pack("<IQQI", _MEMORY_MAP_ENTRY - 4, item.start, item.size, item.type) for item in memory_map
-    )
+    ranges = (struct.pack("<IQQI", _MEMORY_MAP_ENTRY - 4, item.start, item.size, item.type) for item in memory_map)
     memory.write(MEMORY_MAP, b"".join(ranges))
     info = struct.pack(
         "<IIIIIII4III",

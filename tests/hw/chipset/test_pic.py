@@ -87,6 +87,13 @@ def test_elcr_keeps_system_interrupts_edge_triggered(rig: Rig) -> None:
     assert (rig.in_(0x4D0), rig.in_(0x4D1)) == (0xF8, 0xDE)
 
 
+def test_elcr_reset_keeps_what_firmware_set(rig: Rig) -> None:
+    rig.elcr.set_level(9)
+    rig.out(0x4D0, 0x20)
+    rig.elcr.reset()
+    assert (rig.in_(0x4D0), rig.in_(0x4D1)) == (0x00, 0x02)
+
+
 def test_masked_interrupt_waits(rig: Rig) -> None:
     rig.out(0x21, 0x02)
     rig.pic.set_irq(1, True)

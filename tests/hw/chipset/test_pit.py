@@ -233,6 +233,12 @@ def test_save_and_restore_goes_on_counting(rig: Rig) -> None:
     assert other.count(0) == rig.count(0) == 0x1000 - 100
     other.ticks(0x1000)
     assert other.edges == 1
+    rig.out(0x43, 0x30)
+    rig.out(0x40, 1, 0)
+    rig.ticks(2)
+    third = Rig()
+    third.pit.restore(rig.pit.save())
+    assert third.lines.level(0)
     other.pit.reset()
     other.clock.advance(SECOND)
     assert other.edges == 1

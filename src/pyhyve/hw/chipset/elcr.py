@@ -23,6 +23,7 @@ class Elcr:
         self.lock = threading.RLock()
         self._on_change = on_change
         self._mask = 0
+        self._firmware_mask = 0
 
     def attach(self, pio: PioBus) -> None:
         """Answer at 0x4D0 and 0x4D1."""
@@ -34,8 +35,9 @@ class Elcr:
         return self._mask
 
     def set_level(self, irq: int) -> None:
-        """Make ``irq`` level triggered, as firmware does for a PCI interrupt."""
+        """Make ``irq`` level triggered, as firmware does for PCI interrupts and the SCI. A reset keeps it so."""
         with self.lock:
+            self._firmware_mask |= 1 << irq
             self._set(self._mask | 1 << irq)
 
     def read(self, offset: int, size: int) -> int:
@@ -52,9 +54,9 @@ class Elcr:
         self._on_change(self._mask)
 
     def reset(self) -> None:
-        """All edge triggered."""
+        """As firmware has set it up; all others edge triggered."""
         with self.lock:
-            self._set(0)
+            self._set(self._firmware_mask)
 
     def save(self) -> State:
         """The mask."""

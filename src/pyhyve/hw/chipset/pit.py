@@ -368,7 +368,9 @@ class Pit:
                 restore_fields(counter, _COUNTER_FIELDS, saved_dict(fields, "counter"))
                 if counter.running:
                     counter.start = now - counter.start
-            self._schedule(self._counters[0].ticks(now), now)
+            timer = self._counters[0]
+            self._irq.set(timer.loaded and timer.mode == Mode.TERMINAL_COUNT and timer.output(now))
+            self._schedule(timer.ticks(now), now)
 
 
 def _from_bcd(value: int) -> int:

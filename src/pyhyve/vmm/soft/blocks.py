@@ -22,7 +22,7 @@ from cython.cimports.posix.mman import (
     munmap,
 )
 from cython.cimports.posix.unistd import close, ftruncate
-from cython.cimports.pyhyve.vmm.soft.mmu import tlb_protect
+from cython.cimports.pyhyve.vmm.soft.mmu import close_last_jump, tlb_protect
 from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_SLOTS,
     MODE_STEP,
@@ -114,6 +114,7 @@ def forget_jumps(s, slot):
         s.jump[slot][i].not_rip = 0
         s.jump[slot][i].code = 0
     s.jump_dirty[slot] = 0
+    close_last_jump(s, slot)
 
 
 def code_alloc(c, size):

@@ -522,6 +522,7 @@ def run_loop(s):
     step: cython.bint
     trap: cython.bint
     patch: cython.bint = False
+    afresh: cython.bint = False
     while True:
         if s.exc_pending:
             s.count_exceptions += 1
@@ -552,7 +553,7 @@ def run_loop(s):
         if step:
             b = find_block(s, True)
             code = b.code if b != cython.NULL else 0
-        elif s.jump[s.mode_slot][i].not_rip == ~va and not patch:
+        elif s.jump[s.mode_slot][i].not_rip == ~va and not patch and not afresh:
             b = cython.NULL
             code = s.jump[s.mode_slot][i].code
         else:
@@ -571,6 +572,7 @@ def run_loop(s):
                     )
                     s.count_chain += 1
         patch = False
+        afresh = False
         if code == 0:
             if s.exc_pending == 0:
                 return True
@@ -584,7 +586,9 @@ def run_loop(s):
             set_linear(s, s.page_va + s.exit_target)
             patch = True
         elif why == X_EVENT:
+            # An event, or the block has been retired: the jump cache may still name it.
             set_linear(s, s.page_va + s.exit_target)
+            afresh = True
             if step:
                 s.step_once = 0
                 continue

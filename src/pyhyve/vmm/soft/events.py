@@ -32,6 +32,7 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
     read_return_cs,
     read_return_ss,
     read_stack,
+    set_new_stack,
     set_null,
     set_real,
     set_sp,
@@ -333,8 +334,7 @@ def enter_protected(s, vector, source, rip, flags, has_error, error):
         for i in range(count):
             if push_new(s, cython.address(ss), cython.address(sp), size, frame[i]) != DONE:
                 return FAULT
-        s.segments[SS] = ss
-        s.gpr[RSP] = sp
+        set_new_stack(s, cython.address(ss), sp)
     else:
         mask = stack_mask(s)
         sp = s.gpr[RSP]
@@ -387,8 +387,8 @@ def enter_real(s, vector, rip, flags):
     ):
         return FAULT
     set_sp(s, sp - 6, mask)
-    begin_handler(s, True)
-    s.flags_system &= ~cython.cast(uint64_t, FLAG_AC)
+    s.iff = 0
+    s.flags_system &= ~cython.cast(uint64_t, FLAG_TF | FLAG_RF | FLAG_AC)
     set_real(s, CS, vector_entry >> 16 & 0xFFFF)
     s.rip = vector_entry & 0xFFFF
     update_mode(s)

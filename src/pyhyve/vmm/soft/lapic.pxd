@@ -112,6 +112,7 @@ cdef struct Lapic:
     uint32_t esr, esr_new         # as read; what the next write to ESR will show (set by any thread)
     uint32_t icr_low, icr_high
     uint32_t lvt[6]
+    uint32_t waiting              # for a start-up IPI; set when INIT is sent, cleared by the first SIPI (any thread)
     uint32_t divide               # the register
     uint32_t initial              # timer's initial count
     # The count runs from timer_base (TSC); it reaches zero timer_ticks of the APIC's clock later.

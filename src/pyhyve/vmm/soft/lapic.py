@@ -87,6 +87,8 @@ def lapic_reset(s, init):
     a.timer_base = a.timer_ticks = 0
     a.deadline_msr = 0
     a.deadline = a.signalled = 0
+    if not init:
+        a.waiting = s.index != 0
     s.cr8 = 0
 
 
@@ -223,10 +225,15 @@ def deliver(s, mode, vector, level):
     elif mode == DELIVER_NMI:
         wake(s, PENDING_NMI)
     elif mode == DELIVER_INIT:
+        # A start-up IPI that is pending together with an INIT came behind it.
+        __atomic_fetch_and(cython.address(s.pending), ~cython.cast(uint32_t, PENDING_SIPI), ATOMIC)
+        __atomic_exchange_n(cython.address(chip(s).waiting), s.apic_base & BASE_BSP == 0, ATOMIC)
         wake(s, PENDING_INIT)
     elif mode == DELIVER_SIPI:
-        s.sipi_vector = vector
-        wake(s, PENDING_SIPI)
+        # Only a processor that waits for it takes a start-up IPI (9.4.4): systems send two.
+        if __atomic_exchange_n(cython.address(chip(s).waiting), 0, ATOMIC):
+            s.sipi_vector = vector
+            wake(s, PENDING_SIPI)
     elif mode == DELIVER_EXTINT:
         wake(s, PENDING_EXTINT)
 

@@ -387,6 +387,12 @@ def clear_jumps(s):
                 0,
                 JUMP_SIZE * cython.sizeof(JumpEntry) // 8,
             )
+            close_last_jump(s, slot)
+
+
+def close_last_jump(s, slot):
+    # An empty entry answers to rip ~0, which belongs in the last one: give that one a rip that belongs elsewhere.
+    s.jump[slot][JUMP_SIZE - 1].not_rip = cython.cast(uint64_t, -1)
 
 
 def tlb_init(s):
@@ -450,6 +456,7 @@ def tlb_flush_page(s, va):
             for i in range(128):
                 s.jump[slot][((page >> 12) & 31) * 128 + i].not_rip = 0
                 s.jump[slot][((before >> 12) & 31) * 128 + i].not_rip = 0
+            close_last_jump(s, slot)
 
 
 def tlb_protect(e, gpa):

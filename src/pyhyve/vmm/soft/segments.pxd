@@ -83,6 +83,7 @@ cdef void set_sp(CpuState *s, uint64_t value, uint64_t mask) noexcept nogil
 # An inner level's stack, from a 16- or 32-bit TSS with all checks (#TS, #SS), and pushes on it (#SS).
 cdef int inner_stack(CpuState *s, int level, Segment *ss, uint64_t *sp) noexcept nogil
 cdef int push_new(CpuState *s, Segment *ss, uint64_t *sp, uint32_t size, uint64_t value) noexcept nogil
+cdef void set_new_stack(CpuState *s, Segment *ss, uint64_t sp) noexcept nogil
 # A stack pointer at `offset` of a 64-bit TSS: #TS beyond its limit, #SS(0) if it is not canonical.
 cdef int tss_rsp(CpuState *s, uint32_t offset, uint64_t *rsp) noexcept nogil
 

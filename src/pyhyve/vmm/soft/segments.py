@@ -339,6 +339,15 @@ def push_new(s, ss, sp, size, value):
     return mem_write(s, (ss.base + offset) & LOW32, size, MMU_KERNEL, value)
 
 
+def set_new_stack(s, ss, sp):
+    """SS:rsp of an inner level. A 16-bit stack segment leaves the upper part of ESP as it was."""
+    s.segments[SS] = ss[0]
+    if ss.access & SEG_UNUSABLE:
+        s.gpr[RSP] = sp
+    else:
+        set_sp(s, sp, LOW32 if ss.access & SEG_DB else 0xFFFF)
+
+
 def tss_rsp(s, offset, rsp):
     if s.tr.access & SEG_UNUSABLE or offset + 7 > s.tr.limit:
         return raise_fault(s, EXC_TS, True, s.tr.selector & 0xFFFC)
@@ -658,8 +667,7 @@ def call_inner(s, insn, cs, address, rip, size, count):
         or push_new(s, cython.address(ss), cython.address(sp), size, next_rip(s, insn)) != DONE
     ):
         return FAULT
-    s.segments[SS] = ss
-    s.gpr[RSP] = sp
+    set_new_stack(s, cython.address(ss), sp)
     enter_code(s, cs, level, rip)
     return DONE
 
@@ -1299,7 +1307,7 @@ def task_switch(s, selector, kind, rip):
     s.rip = fields[1]
     set_rflags(s, fields[2] | (FLAG_NT if kind == SWITCH_CALL else 0))
     for i in range(8):
-        s.gpr[i] = fields[3 + i] if wide else (s.gpr[i] & UPPER_WORD) | fields[3 + i]
+        s.gpr[i] = fields[3 + i] if wide else fields[3 + i] | UPPER_WORD  # as the 386 did; the manual leaves it open
     set_null(cython.address(s.ldtr), ldt, 0)
     s.cpl = 3 if s.flags_system & FLAG_VM else fields[11 + CS] & 3
     for i in range(6):

@@ -30,8 +30,10 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FLAG_SF,
     FLAG_TF,
     FLAG_ZF,
+    FS,
     LEAVE,
     LOW32,
+    MODE_CODE64,
     MODE_FLAT,
     RAX,
     RCX,
@@ -136,12 +138,10 @@ def run_length(s, w, stream, n, status):
     if n > room:
         n = room
     span = (n - 1) * size
-    if n > 1 and s.mode & MODE_FLAT == 0:
+    if n > 1 and s.mode & MODE_CODE64 == 0 and (s.mode & MODE_FLAT == 0 or stream.segment >= FS):
         # The whole run must lie within the segment; if not, go on by single elements up to the fault.
-        if (
-            linear(s, stream.segment, stream.ea - span if w.down else stream.ea, n * size, stream.access, cython.address(lowest))
-            != DONE
-        ):
+        lowest = stream.ea - span if w.down else stream.ea
+        if linear(s, stream.segment, lowest, n * size, stream.access, cython.address(lowest)) != DONE:
             s.exc_pending = 0
             n = 1
             span = 0

@@ -22,6 +22,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     e32,
     here,
     jcc_fwd,
+    jmp_fwd,
     jmp_to,
     land,
     land_short,
@@ -239,6 +240,11 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     mov(a, T1, HRCX)
     load_gs32(a, HRCX, off(s, cython.address(s.bounce_active)))
     hit = short_fwd(a, 0xE3)
+    fail = jmp_fwd(a)
+    land_short(a, hit)
+    mov(a, HRCX, T1)
+    e8(a, 0xC3)
+    land(a, fail)
     mov(a, HRCX, T1)
     _store_caller_saved(a, s)
     load_gs(a, 7, off(s, cython.address(s.self)))
@@ -248,9 +254,6 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     e8(a, 0xD0)
     lea(a, 1, 4, 4, 0xFF, 0, 8)
     _load_caller_saved(a, s)
-    e8(a, 0xC3)
-    land_short(a, hit)
-    mov(a, HRCX, T1)
     e8(a, 0xC3)
 
     # Jumps across pages and indirect ones: T0 is the linear target. No flag is touched.

@@ -1,0 +1,642 @@
+"""The engine as the contract of ``vmm.api`` has it: ``SoftHypervisor``, ``SoftMachine``, ``SoftCpu``.
+
+What the C side reports in ``CpuState.exit`` becomes an exit object here; doorbells are rung here. No arithmetic on
+Python numbers happens in this room that could need floating point: see ``docs/engine.md`` on compiler flags.
+"""
+
+import os
+import threading
+
+import cython
+from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
+from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.pyhyve.vmm.soft.blocks import CodeCache, code_create, code_destroy, code_flush, code_written_later
+from cython.cimports.pyhyve.vmm.soft.cpu import (
+    cpu_run,
+    fsgsbase_allowed,
+    slow_access,
+    slow_finish,
+    unwatch_region,
+    watch_region,
+)
+from cython.cimports.pyhyve.vmm.soft.lapic import (
+    lapic_create,
+    lapic_deliver_msi,
+    lapic_destroy,
+    lapic_get_page,
+    lapic_set_base,
+    lapic_set_page,
+    lapic_set_tpr,
+    timer_loop,
+    timer_poke,
+    wake,
+)
+from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush, tlb_init, walk
+from cython.cimports.pyhyve.vmm.soft.state import (
+    ACCESS_READ,
+    CS,
+    DONE,
+    EXIT_DEBUG,
+    EXIT_EOI,
+    EXIT_FAILED,
+    EXIT_HLT,
+    EXIT_IN,
+    EXIT_INTACK,
+    EXIT_KICKED,
+    EXIT_MMIO_READ,
+    EXIT_MMIO_WRITE,
+    EXIT_NONE,
+    EXIT_OUT,
+    EXIT_PAUSE,
+    EXIT_RDMSR,
+    EXIT_SIPI,
+    EXIT_SPINDOWN,
+    EXIT_STEP,
+    EXIT_TRIPLE_FAULT,
+    EXIT_WRMSR,
+    MMU_KERNEL,
+    PENDING_EXTINT,
+    PENDING_INTERRUPT,
+    PENDING_KICK,
+    PENDING_NMI,
+    SS,
+    TLB_SIZE,
+    CpuState,
+    Engine,
+    Segment,
+    get_rflags,
+    set_rflags,
+)
+from cython.cimports.pyhyve.vmm.soft.stubs import emit_stubs
+from cython.cimports.pyhyve.vmm.soft.system import msr_read, msr_write, reset_cpu, set_efer, update_mode
+
+import pyhyve.vmm.soft.events
+import pyhyve.vmm.soft.legacy
+import pyhyve.vmm.soft.near
+import pyhyve.vmm.soft.portio
+import pyhyve.vmm.soft.segments
+import pyhyve.vmm.soft.strings  # noqa: F401  each registers its helpers
+# vector
+from pyhyve.errors import BackendError
+from pyhyve.vmm.api import ApicMode, Capability, Chip, CpuidEntry, Hypervisor, Probe, VirtualCpu, VirtualMachine
+from pyhyve.vmm.exits import (
+    Bogus,
+    Debug,
+    EntryFailed,
+    Hlt,
+    InOut,
+    InstEmul,
+    IntAck,
+    IoapicEoi,
+    Mtrap,
+    Pause,
+    RdMsr,
+    SpindownCpu,
+    SpinupAp,
+    Suspended,
+    SuspendReason,
+    WrMsr,
+)
+from pyhyve.vmm.registers import GENERAL, Reg, SegmentName, Table
+from pyhyve.vmm.registers import Segment as SegmentValue
+from pyhyve.vmm.soft import system
+
+CODE_SIZE = 96 << 20
+_CAPABILITIES = {
+    Capability.HLT_EXIT,
+    Capability.PAUSE_EXIT,
+    Capability.MTRAP_EXIT,
+    Capability.UNRESTRICTED_GUEST,
+    Capability.ENABLE_INVPCID,
+}
+_SEGMENTS = {SegmentName.ES: 0, SegmentName.CS: 1, SegmentName.SS: 2, SegmentName.DS: 3, SegmentName.FS: 4,
+             SegmentName.GS: 5}  # fmt: skip
+_GENERAL = {reg: number for number, reg in enumerate(GENERAL)}
+_DEBUG = {Reg.DR0: 0, Reg.DR1: 1, Reg.DR2: 2, Reg.DR3: 3, Reg.DR6: 6, Reg.DR7: 7}
+_NEEDED = {"BMI2": "bmi2", "AVX2": "avx2", "XSAVE": "xsave"}
+_frequency = []
+
+
+def _missing_features():
+    """What the host's CPU lacks that emitted code uses."""
+    leaf1 = system.host_leaf(1, 0)
+    leaf7 = system.host_leaf(7, 0)
+    have = {"XSAVE": (leaf1[2] >> 27) & 1, "AVX2": (leaf7[1] >> 5) & 1, "BMI2": (leaf7[1] >> 8) & 1}
+    return [name for name in have if not have[name]]
+
+
+class SoftHypervisor(Hypervisor):
+    """The CPU engine. Its ``probe`` asks for AVX2 and BMI2 (x86-64-v3), which emitted code uses."""
+
+    name = "soft"
+
+    def probe(self):
+        missing = _missing_features()
+        if missing:
+            return Probe(False, False, "the host's CPU lacks " + ", ".join(missing) + ", which the CPU engine needs", 1)
+        return Probe(True, True, "the CPU engine runs on this host", 1)
+
+    def create(self, name, memory, cpus):
+        if cpus != 1:
+            raise BackendError(f"{cpus} vCPUs requested but only 1 available")
+        return SoftMachine(name, memory, cpus)
+
+
+@cython.cclass
+class SoftMachine:
+    """One virtual machine on the engine."""
+
+    def __init__(self, name, memory, cpus):
+        number: cython.int = 0
+        if not _frequency:
+            _frequency.append(system.measure_tsc_hz())
+        self.name = name
+        self.memory = memory
+        self.cpus = []
+        self.cpuid_rows = None
+        self.doorbells = {}
+        self.provides = frozenset({Chip.LAPIC})
+        self.timer = None
+        self.lock = threading.Lock()
+        self.e = cython.cast(cython.pointer(Engine), calloc(1, cython.sizeof(Engine)))
+        if self.e == cython.NULL:
+            raise BackendError("no memory for the CPU engine")
+        self.e.tsc_hz = _frequency[0]
+        self.e.apic_hz = 1000000000
+        self.e.xsave_mask = 7
+        for region in memory.regions:
+            self.e.regions[number].gpa = region.gpa
+            self.e.regions[number].size = region.size
+            self.e.regions[number].host = memory.host_address(region.gpa)
+            number += 1
+        self.e.region_count = number
+
+    def __dealloc__(self):
+        i: uint32_t
+        if self.e != cython.NULL:
+            code_destroy(self.e)
+            for i in range(self.e.cpu_count):
+                if self.e.cpus[i] != cython.NULL:
+                    lapic_destroy(self.e.cpus[i])
+                    free(self.e.cpus[i])
+            free(self.e)
+
+    def capability(self, cap):
+        return cap in _CAPABILITIES
+
+    def map_memory(self, gpa, size, offset, *, readonly=False):
+        number: uint32_t = self.e.region_count
+        if number == 16:
+            raise BackendError("too many memory regions")
+        self.e.regions[number].gpa = gpa
+        self.e.regions[number].size = size
+        self.e.regions[number].host = self.memory.host_base + offset
+        self.e.regions[number].readonly = readonly
+        self.e.region_count = number + 1
+        self._forget()
+
+    def unmap_memory(self, gpa):
+        i: uint32_t
+        where: uint64_t = gpa
+        for i in range(self.e.region_count):
+            if self.e.regions[i].gpa == where:
+                self.e.region_count -= 1
+                self.e.regions[i] = self.e.regions[self.e.region_count]
+                self._forget()
+                return
+        raise KeyError(gpa)
+
+    def _forget(self):
+        i: uint32_t
+        for i in range(self.e.cpu_count):
+            tlb_flush(self.e.cpus[i], False)
+        if self.e.code != cython.NULL:
+            code_flush(self.e)
+
+    def memory_written(self, gpa, length):
+        code_written_later(self.e, gpa, length)
+
+    def create_vcpu(self, index):
+        cpu = SoftCpu(self, index)
+        self.cpus.append(cpu)
+        if self.cpuid_rows is not None:
+            self.set_cpuid(self.cpuid_rows)
+        return cpu
+
+    def set_cpuid(self, entries):
+        number: uint32_t = 0
+        i: uint32_t
+        self.cpuid_rows = list(entries)
+        for entry in self.cpuid_rows:
+            if number == 128:
+                raise BackendError("too many CPUID leaves")
+            self.e.cpuid[number].leaf = entry.leaf
+            self.e.cpuid[number].any_subleaf = entry.subleaf is None
+            self.e.cpuid[number].subleaf = entry.subleaf or 0
+            self.e.cpuid[number].eax = entry.eax
+            self.e.cpuid[number].ebx = entry.ebx
+            self.e.cpuid[number].ecx = entry.ecx
+            self.e.cpuid[number].edx = entry.edx
+            number += 1
+        self.e.cpuid_count = number
+
+    def supported_cpuid(self):
+        return [CpuidEntry(*row) for row in system.supported_cpuid(_frequency[0])]
+
+    def set_irq(self, gsi, level):
+        raise BackendError("the CPU engine has no I/O APIC of its own")
+
+    def set_extint(self, level):
+        if self.e.cpu_count:
+            self.e.cpus[0].intr_line = 1 if level else 0
+            if level:
+                wake(self.e.cpus[0], PENDING_EXTINT)
+
+    def send_msi(self, address, data):
+        lapic_deliver_msi(self.e, address, data)
+
+    def add_doorbell(self, address, size, fd, *, pio=False, match=None):
+        self.doorbells.setdefault((pio, address, size), []).append((match, fd))
+
+    def remove_doorbell(self, address, size, fd, *, pio=False, match=None):
+        bells = self.doorbells[(pio, address, size)]
+        bells.remove((match, fd))
+        if not bells:
+            del self.doorbells[(pio, address, size)]
+
+    def ring(self, pio, address, size, value):
+        """Signal the doorbells that a write of ``value`` rings. False if there is none."""
+        rung = False
+        for match, fd in self.doorbells.get((pio, address, size), ()):
+            if match is None or match == value:
+                os.eventfd_write(fd, 1)
+                rung = True
+        return rung
+
+    def start_timer(self):
+        if self.timer is None:
+            with self.lock:
+                if self.timer is None:
+                    self.timer = threading.Thread(target=self._run_timer, name="timer", daemon=True)
+                    self.timer.start()
+
+    def _run_timer(self):
+        e: cython.pointer(Engine) = self.e
+        with cython.nogil:
+            timer_loop(e)
+
+    def close(self):
+        if self.closed:
+            return
+        self.closed = True
+        if self.timer is not None:
+            self.e.timer_stop = 1
+            timer_poke(self.e)
+            self.timer.join()
+        if self.e.code != cython.NULL:
+            unwatch_region(cython.cast(cython.pointer(CodeCache), self.e.code).rx
+                           + cython.cast(cython.pointer(CodeCache), self.e.code).start)
+
+    def stats(self):
+        c: cython.pointer(CodeCache)
+        if self.e.code == cython.NULL:
+            return {}
+        c = cython.cast(cython.pointer(CodeCache), self.e.code)
+        return {
+            "code_bytes": c.used,
+            "data_bytes": c.data_used,
+            "blocks_live": c.index_count,
+            "code_flushes": c.flushes,
+            "tsc_hz": self.e.tsc_hz,
+        }
+
+
+VirtualMachine.register(SoftMachine)
+
+
+@cython.cclass
+class SoftCpu:
+    """One virtual CPU on the engine, in the reset state."""
+
+    def __init__(self, machine: SoftMachine, index):
+        where: cython.p_void = cython.NULL
+        i: uint64_t
+        s: cython.pointer(CpuState)
+        c: cython.pointer(CodeCache)
+        words: cython.pointer(uint64_t)
+        if index != machine.e.cpu_count or index >= 16:
+            raise BackendError(f"vCPU {index} out of order")
+        if posix_memalign(cython.address(where), 4096, cython.sizeof(CpuState)):
+            raise BackendError("no memory for a vCPU")
+        words = cython.cast(cython.pointer(uint64_t), where)
+        for i in range(cython.sizeof(CpuState) // 8):
+            words[i] = 0
+        s = cython.cast(cython.pointer(CpuState), where)
+        self.s = s
+        self.machine = machine
+        self.index = index
+        s.self = cython.cast(uint64_t, s)
+        s.index = index
+        s.engine = machine.e
+        s.mask_index = (TLB_SIZE - 1) << 12
+        s.mask_high = ~cython.cast(uint64_t, 0xFFF)
+        s.mask_jump = 0x1F07F
+        s.mask_bits[0] = 7
+        s.mask_bits[1] = 15
+        s.mask_bits[2] = 31
+        s.mask_bits[3] = 63
+        s.slot_mode = 0x80000000
+        if machine.e.code == cython.NULL:
+            if code_create(machine.e, s, CODE_SIZE) < 0:
+                raise BackendError("the host gives no memory for translated code")
+            c = cython.cast(cython.pointer(CodeCache), machine.e.code)
+            emit_stubs(c, s, cython.cast(uint64_t, cython.cast(cython.p_void, slow_access)),
+                       cython.cast(uint64_t, cython.cast(cython.p_void, slow_finish)), fsgsbase_allowed())
+            watch_region(c.rx + c.start, c.rx + c.size, c.stubs.host_fault)
+        if lapic_create(s) < 0:
+            raise BackendError("no memory for a local APIC")
+        machine.e.cpus[index] = s
+        machine.e.cpu_count += 1
+        tlb_init(s)
+        reset_cpu(s, False)
+
+    def run(self):
+        s: cython.pointer(CpuState) = self.s
+        kind: uint32_t
+        machine: SoftMachine = self.machine
+        if machine.timer is None:
+            machine.start_timer()
+        while True:
+            with cython.nogil:
+                cpu_run(s)
+            kind = s.exit.kind
+            if kind == EXIT_IN:
+                return InOut(s.exit.address, s.exit.size, True)
+            if kind == EXIT_OUT:
+                if machine.doorbells and machine.ring(True, s.exit.address, s.exit.size, s.exit.value):
+                    continue
+                return InOut(s.exit.address, s.exit.size, False, s.exit.value)
+            if kind == EXIT_MMIO_READ:
+                return InstEmul(s.exit.address, s.exit.size, False)
+            if kind == EXIT_MMIO_WRITE:
+                if machine.doorbells and machine.ring(False, s.exit.address, s.exit.size, s.exit.value):
+                    continue
+                return InstEmul(s.exit.address, s.exit.size, True, s.exit.value)
+            if kind == EXIT_NONE:
+                continue
+            return self._other_exit(kind)
+
+    def _other_exit(self, kind: uint32_t):
+        s: cython.pointer(CpuState) = self.s
+        if kind == EXIT_KICKED:
+            return Bogus()
+        if kind == EXIT_HLT:
+            return Hlt()
+        if kind == EXIT_PAUSE:
+            return Pause()
+        if kind == EXIT_RDMSR:
+            return RdMsr(s.exit.address)
+        if kind == EXIT_WRMSR:
+            return WrMsr(s.exit.address, s.exit.value)
+        if kind == EXIT_INTACK:
+            return IntAck()
+        if kind == EXIT_EOI:
+            return IoapicEoi(s.exit.address)
+        if kind == EXIT_STEP:
+            return Mtrap()
+        if kind == EXIT_SIPI:
+            return SpinupAp(s.exit.address, s.exit.value)
+        if kind == EXIT_SPINDOWN:
+            return SpindownCpu()
+        if kind == EXIT_TRIPLE_FAULT:
+            return Suspended(SuspendReason.TRIPLE_FAULT)
+        if kind == EXIT_DEBUG:
+            return Debug(s.rip, s.exit.value)
+        detail = f"signal {s.exit.value} (code {s.exit.size}) at {s.exit.address:#x}"
+        if s.exit.size == 0:
+            detail = f"no instruction can be fetched from guest-physical {s.exit.address:#x}"
+        return EntryFailed(s.rip, 0, kind, s.exit.value, s.exit.address, 0, s.exit.size, detail)
+
+    def answer(self, value):
+        self.s.answer = value & 0xFFFFFFFFFFFFFFFF
+        self.s.answered = 1
+
+    def kick(self):
+        wake(self.s, PENDING_KICK)
+
+    def inject_nmi(self):
+        wake(self.s, PENDING_NMI)
+
+    def inject_exception(self, vector, error_code=None):
+        s: cython.pointer(CpuState) = self.s
+        s.exc_pending = 1
+        s.exc_vector = vector
+        s.exc_has_error = error_code is not None
+        s.exc_error = error_code or 0
+        s.exc_soft = 0
+        if s.exit.kind == EXIT_WRMSR:
+            # WRMSR has advanced rip before it left: the fault is the instruction's (0F 30, two bytes).
+            s.rip -= 2
+        s.answered = 0
+
+    def set_capability(self, cap, on):
+        if cap is Capability.HLT_EXIT:
+            self.s.hlt_exit = on
+        elif cap is Capability.PAUSE_EXIT:
+            self.s.pause_exit = on
+        elif cap is Capability.MTRAP_EXIT:
+            self.s.step_exit = on
+        elif cap not in _CAPABILITIES:
+            raise BackendError(f"the CPU engine has no {cap.value}")
+
+    def set_apic_mode(self, mode):
+        base: uint64_t = self.s.apic_base | 0x800
+        lapic_set_base(self.s, base)
+        if mode is ApicMode.X2APIC:
+            lapic_set_base(self.s, base | 0x400)
+
+    def get_registers(self, names):
+        return {name: self._get(name) for name in names}
+
+    def _get(self, name):
+        s: cython.pointer(CpuState) = self.s
+        if name in _GENERAL:
+            return s.gpr[cython.cast(cython.int, _GENERAL[name])]
+        if name in _DEBUG:
+            return s.dr[cython.cast(cython.int, _DEBUG[name])]
+        if name == Reg.RIP:
+            return s.rip
+        if name == Reg.RFLAGS:
+            return get_rflags(s)
+        if name == Reg.CR0:
+            return s.cr0
+        if name == Reg.CR2:
+            return s.cr2
+        if name == Reg.CR3:
+            return s.cr3
+        if name == Reg.CR4:
+            return s.cr4
+        if name == Reg.CR8:
+            return s.cr8
+        if name == Reg.XCR0:
+            return s.xcr0
+        if name == Reg.EFER:
+            return s.efer
+        raise KeyError(name)
+
+    def set_registers(self, values):
+        s: cython.pointer(CpuState) = self.s
+        for name, value in values.items():
+            value = int(value) & 0xFFFFFFFFFFFFFFFF
+            if name in _GENERAL:
+                s.gpr[cython.cast(cython.int, _GENERAL[name])] = value
+            elif name in _DEBUG:
+                s.dr[cython.cast(cython.int, _DEBUG[name])] = value
+            elif name == Reg.RIP:
+                s.rip = value
+            elif name == Reg.RFLAGS:
+                set_rflags(s, value)
+            elif name == Reg.CR0:
+                s.cr0 = value
+            elif name == Reg.CR2:
+                s.cr2 = value
+            elif name == Reg.CR3:
+                s.cr3 = value
+            elif name == Reg.CR4:
+                s.cr4 = value
+            elif name == Reg.CR8:
+                lapic_set_tpr(s, value)
+            elif name == Reg.XCR0:
+                s.xcr0 = value
+            elif name == Reg.EFER:
+                s.efer = value
+            else:
+                raise KeyError(name)
+        if s.cr0 >> 31 and s.efer & 0x100 and s.cr4 & 0x20:
+            s.efer |= 0x400
+        elif not s.cr0 >> 31:
+            s.efer &= ~cython.cast(uint64_t, 0x400)
+        tlb_flush(s, False)
+        update_mode(s)
+
+    def _segment(self, name):
+        if name == SegmentName.LDTR:
+            return cython.address(self.s.ldtr)
+        if name == SegmentName.TR:
+            return cython.address(self.s.tr)
+        return cython.address(self.s.segments[cython.cast(cython.int, _SEGMENTS[name])])
+
+    def get_segment(self, name):
+        g: cython.pointer(Segment) = self._segment(name)
+        return SegmentValue(g.selector, g.base, g.limit, g.access)
+
+    def set_segment(self, name, value):
+        g: cython.pointer(Segment) = self._segment(name)
+        g.selector = value.selector
+        g.base = value.base
+        g.limit = value.limit
+        g.access = value.access
+        if name == SegmentName.SS:
+            self.s.cpl = (value.access >> 5) & 3
+        elif name == SegmentName.CS and not self.s.cr0 & 1:
+            self.s.cpl = 0
+        update_mode(self.s)
+
+    def get_table(self, name):
+        if name == "gdtr":
+            return Table(self.s.gdt_base, self.s.gdt_limit)
+        if name == "idtr":
+            return Table(self.s.idt_base, self.s.idt_limit)
+        raise KeyError(name)
+
+    def set_table(self, name, value):
+        if name == "gdtr":
+            self.s.gdt_base = value.base
+            self.s.gdt_limit = value.limit
+        elif name == "idtr":
+            self.s.idt_base = value.base
+            self.s.idt_limit = value.limit
+        else:
+            raise KeyError(name)
+
+    def get_msr(self, index):
+        value: uint64_t = 0
+        if msr_read(self.s, index, cython.address(value)) != DONE:
+            self._forget_failure()
+            raise KeyError(index)
+        return value
+
+    def set_msr(self, index, value):
+        if msr_write(self.s, index, value) != DONE:
+            self._forget_failure()
+            raise KeyError(index)
+        update_mode(self.s)
+
+    def _forget_failure(self):
+        self.s.exc_pending = 0
+        self.s.exit.kind = EXIT_NONE
+
+    def get_xsave(self):
+        return PyBytes_FromStringAndSize(cython.cast(cython.p_char, self.s.xsave), 832)
+
+    def set_xsave(self, data):
+        i: cython.int
+        raw: bytes = bytes(data)[:832]
+        n: cython.int = len(raw)
+        if n < 576:
+            raise ValueError("an XSAVE image has at least 576 bytes")
+        for i in range(832):
+            self.s.xsave[i] = raw[i] if i < n else 0
+        self.s.xsave[512] &= 7
+        for i in range(513, 576):
+            self.s.xsave[i] = 0
+        # Reserved bits of MXCSR would make XRSTOR fault.
+        self.s.xsave[26] = 0
+        self.s.xsave[27] = 0
+
+    def get_lapic(self):
+        page: uint32_t[256]
+        lapic_get_page(self.s, page)
+        return PyBytes_FromStringAndSize(cython.cast(cython.p_char, cython.cast(cython.p_void, page)), 1024)
+
+    def set_lapic(self, data):
+        page: uint32_t[256]
+        raw: bytes = bytes(data)
+        i: cython.int
+        if len(raw) != 1024:
+            raise ValueError("a local APIC image has 1024 bytes")
+        for i in range(256):
+            page[i] = int.from_bytes(raw[4 * i : 4 * i + 4], "little")
+        lapic_set_page(self.s, page)
+
+    def translate(self, gva):
+        gpa: uint64_t = 0
+        flags: uint32_t = 0
+        if walk(self.s, gva, ACCESS_READ, MMU_KERNEL, True, cython.address(gpa), cython.address(flags)) != DONE:
+            return None
+        return gpa
+
+    def stats(self):
+        s: cython.pointer(CpuState) = self.s
+        return {
+            "enters": s.count_enter,
+            "lookups": s.count_lookup,
+            "chained": s.count_chain,
+            "helpers": s.count_helper,
+            "slow_accesses": s.count_tlb_miss,
+            "tlb_flushes": s.count_tlb_flush,
+            "blocks": s.count_blocks,
+            "block_bytes": s.count_block_bytes,
+            "instructions_translated": s.count_insns,
+            "exits": s.count_exits,
+            "exceptions": s.count_exceptions,
+            "interrupts": s.count_interrupts,
+            "invalidated": s.count_invalidated,
+            "code_flushes": s.count_code_flush,
+            "translate_tsc": s.tsc_translate,
+            "run_tsc": s.tsc_run,
+        }
+
+
+VirtualCpu.register(SoftCpu)

@@ -1,0 +1,591 @@
+"""Vector and x87 state in memory: FXSAVE, XSAVE and their relatives, gathers, masked moves.
+
+Documents: Intel SDM Vol. 1 chapter 13 (XSAVE), 10.5 (FXSAVE); Vol. 2, each instruction.
+
+The guest's registers are live in the host's while this runs. State that is saved goes by the host's own instruction
+into the vCPU's bounce buffer and from there into guest memory, part by part as the manual says which parts are written;
+state that is restored is read into the buffer, checked there, and only then given to the host's instruction: what the
+guest can still change is never trusted. Instruction and data pointers of the x87 unit would tell host addresses, so the
+guest sees zeros there.
+
+Gathers and masked moves touch memory lane by lane. They work on the vCPU's XSAVE area, which is free while the registers
+are live: registers out, lanes changed, registers back in.
+"""
+
+import cython
+from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.helpers import register
+from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish
+from cython.cimports.pyhyve.vmm.soft.mmu import (
+    effective_address,
+    linear,
+    mem_pointer,
+    mem_probe,
+    mem_read,
+    mem_write,
+    next_page,
+)
+from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.state import (
+    ACCESS_READ,
+    ACCESS_WRITE,
+    CR0_EM,
+    CR0_TS,
+    CR4_OSFXSR,
+    CR4_OSXSAVE,
+    DONE,
+    DS,
+    EXC_MF,
+    EXC_NM,
+    FAULT,
+    LEAVE,
+    LOW32,
+    MODE_AVX,
+    MODE_CODE64,
+    MODE_PROTECTED,
+    RAX,
+    RDI,
+    RDX,
+    CpuState,
+    gp,
+    raise_fault,
+    ud,
+)
+
+# Areas in guest memory
+
+
+def word(area, offset):
+    return cython.cast(cython.pointer[uint32_t], area + offset)
+
+
+def quad(area, offset):
+    return cython.cast(cython.pointer[uint64_t], area + offset)
+
+
+def area_address(s, insn, size, alignment, access, va):
+    """The linear address of the operand, all of whose pages allow the access."""
+    if linear(s, insn.segment, effective_address(s, insn), size, access, va) != DONE:
+        return FAULT
+    if va[0] & (alignment - 1):
+        return gp(s, 0)
+    return mem_probe(s, va[0], size, access, s.mmu_mode)
+
+
+def read_area(s, va, begin, end):
+    """Bytes ``begin`` to ``end`` (multiples of 8) of the area at ``va`` into the same place of the bounce buffer."""
+    host: cython.pointer[uint8_t] = cython.NULL
+    at: uint64_t = va + begin
+    offset: uint32_t = begin
+    status: cython.int = DONE
+    value: uint64_t = 0
+    if begin == end:
+        return DONE
+    host = mem_pointer(s, at, end - begin, ACCESS_READ, s.mmu_mode, cython.address(status))
+    while offset < end:
+        if offset != begin and at & PAGE_OFFSET == 0:
+            at = next_page(s, at - 1)
+            host = mem_pointer(s, at, end - offset, ACCESS_READ, s.mmu_mode, cython.address(status))
+        if status == FAULT:
+            return FAULT
+        if host != cython.NULL:
+            quad(cython.address(s.bounce[0]), offset)[0] = cython.cast(cython.pointer[uint64_t], host)[0]
+            host += 8
+        else:
+            status = mem_read(s, at, 8, s.mmu_mode, cython.address(value))
+            if status != DONE:
+                return status
+            quad(cython.address(s.bounce[0]), offset)[0] = value
+        offset += 8
+        at += 8
+    return DONE
+
+
+def write_area(s, va, begin, end):
+    """The same out of the bounce buffer."""
+    host: cython.pointer[uint8_t] = cython.NULL
+    at: uint64_t = va + begin
+    offset: uint32_t = begin
+    status: cython.int = DONE
+    if begin == end:
+        return DONE
+    host = mem_pointer(s, at, end - begin, ACCESS_WRITE, s.mmu_mode, cython.address(status))
+    while offset < end:
+        if offset != begin and at & PAGE_OFFSET == 0:
+            at = next_page(s, at - 1)
+            host = mem_pointer(s, at, end - offset, ACCESS_WRITE, s.mmu_mode, cython.address(status))
+        if status == FAULT:
+            return FAULT
+        if host != cython.NULL:
+            cython.cast(cython.pointer[uint64_t], host)[0] = quad(cython.address(s.bounce[0]), offset)[0]
+            host += 8
+        else:
+            status = mem_write(s, at, 8, s.mmu_mode, quad(cython.address(s.bounce[0]), offset)[0])
+            if status != DONE:
+                return status
+        offset += 8
+        at += 8
+    return DONE
+
+
+def clear_header(area):
+    i: uint32_t
+    for i in range(AREA_HEADER, AREA_HEADER_END, 8):
+        quad(area, i)[0] = 0
+
+
+def vector_registers(s):
+    """How many vector registers there are in this mode: the others' places in memory are left alone."""
+    return 16 if s.mode & MODE_CODE64 else 8
+
+
+def mxcsr_valid(s, mxcsr):
+    """No reserved bit of MXCSR may be set. The host's own MXCSR_MASK stands in every image that XSAVE has made."""
+    mask: uint32_t = word(cython.address(s.bounce[0]), AREA_MXCSR_MASK)[0]
+    if mask == 0:
+        mask = MXCSR_MASK_DEFAULT
+    return mxcsr & ~mask == 0
+
+
+# FXSAVE, FXRSTOR
+
+
+def fxsave(s, insn):
+    va: uint64_t = 0
+    status: cython.int
+    if s.cr0 & (CR0_EM | CR0_TS):
+        return raise_fault(s, EXC_NM, False, 0)
+    status = area_address(s, insn, FXSAVE_SIZE, 16, ACCESS_WRITE, cython.address(va))
+    if status != DONE:
+        return status
+    native.fxsave(cython.address(s.bounce[0]))
+    quad(cython.address(s.bounce[0]), AREA_FIP)[0] = 0
+    quad(cython.address(s.bounce[0]), AREA_FIP + 8)[0] = 0
+    status = write_area(s, va, 0, AREA_XMM + 16 * vector_registers(s))
+    if status != DONE:
+        return status
+    return finish(s, insn)
+
+
+def fxrstor(s, insn):
+    va: uint64_t = 0
+    mask: uint32_t
+    status: cython.int
+    if s.cr0 & (CR0_EM | CR0_TS):
+        return raise_fault(s, EXC_NM, False, 0)
+    status = area_address(s, insn, FXSAVE_SIZE, 16, ACCESS_READ, cython.address(va))
+    if status != DONE:
+        return status
+    # Over the present state, so that registers which this mode does not have keep their values.
+    native.fxsave(cython.address(s.bounce[0]))
+    mask = word(cython.address(s.bounce[0]), AREA_MXCSR_MASK)[0]
+    status = read_area(s, va, 0, AREA_XMM + 16 * vector_registers(s))
+    if status != DONE:
+        return status
+    word(cython.address(s.bounce[0]), AREA_MXCSR_MASK)[0] = mask
+    if not mxcsr_valid(s, word(cython.address(s.bounce[0]), AREA_MXCSR)[0]):
+        return gp(s, 0)
+    quad(cython.address(s.bounce[0]), AREA_FIP)[0] = 0
+    quad(cython.address(s.bounce[0]), AREA_FIP + 8)[0] = 0
+    native.fxrstor(cython.address(s.bounce[0]))
+    return finish(s, insn)
+
+
+# The XSAVE family
+
+
+def xsave_checks(s):
+    if s.cr4 & CR4_OSXSAVE == 0:
+        return ud(s)
+    if s.cr0 & CR0_TS:
+        return raise_fault(s, EXC_NM, False, 0)
+    return DONE
+
+
+def save(s, insn, compacted):
+    """XSAVE and XSAVEOPT (standard format), XSAVEC (compacted)."""
+    area: cython.pointer[uint8_t] = cython.address(s.bounce[0])
+    wanted: uint64_t = ((s.gpr[RDX] << 32) | (s.gpr[RAX] & LOW32)) & s.xcr0
+    written: uint64_t
+    va: uint64_t = 0
+    old: uint64_t = 0
+    registers: uint32_t = vector_registers(s)
+    status: cython.int
+    if xsave_checks(s) != DONE:
+        return FAULT
+    status = area_address(s, insn, AREA_END if wanted & AVX else AREA_HEADER_END, 64, ACCESS_WRITE, cython.address(va))
+    if status != DONE:
+        return status
+
+    clear_header(area)
+    if compacted:
+        native.xsavec(area, wanted)
+        written = quad(area, AREA_HEADER)[0] & wanted
+        quad(area, AREA_HEADER)[0] = written
+        quad(area, AREA_XCOMP)[0] = wanted | (cython.cast(uint64_t, 1) << COMPACTED)
+    else:
+        # Bits of components that are not asked for keep their value in the header.
+        status = mem_read(s, va + AREA_HEADER, 8, s.mmu_mode, cython.address(old))
+        if status != DONE:
+            return status
+        native.xsave(area, wanted)
+        written = wanted
+        quad(area, AREA_HEADER)[0] = (quad(area, AREA_HEADER)[0] & wanted) | (old & ~wanted)
+
+    if written & X87:
+        quad(area, AREA_FIP)[0] = 0
+        quad(area, AREA_FIP + 8)[0] = 0
+        status = write_area(s, va, 0, AREA_MXCSR)
+        if status == DONE:
+            status = write_area(s, va, AREA_ST, AREA_XMM)
+    if status == DONE and (written & SSE or (written & AVX and not compacted)):
+        status = write_area(s, va, AREA_MXCSR, AREA_ST)
+    if status == DONE and written & SSE:
+        status = write_area(s, va, AREA_XMM, AREA_XMM + 16 * registers)
+    if status == DONE and written & AVX:
+        status = write_area(s, va, AREA_YMM, AREA_YMM + 16 * registers)
+    if status == DONE:
+        status = write_area(s, va, AREA_HEADER, AREA_HEADER + 16 if compacted else AREA_XCOMP)
+    if status != DONE:
+        return status
+    return finish(s, insn)
+
+
+def xsave(s, insn):
+    return save(s, insn, False)
+
+
+def xsaveopt(s, insn):
+    # Writing all of it is one of the ways to do it.
+    return save(s, insn, False)
+
+
+def xsavec(s, insn):
+    return save(s, insn, True)
+
+
+def xrstor(s, insn):
+    area: cython.pointer[uint8_t] = cython.address(s.bounce[0])
+    wanted: uint64_t = ((s.gpr[RDX] << 32) | (s.gpr[RAX] & LOW32)) & s.xcr0
+    present: uint64_t
+    format_: uint64_t
+    compacted: cython.bint
+    va: uint64_t = 0
+    i: uint32_t
+    registers: uint32_t = vector_registers(s)
+    mask: uint32_t
+    mxcsr: uint32_t
+    status: cython.int
+    if xsave_checks(s) != DONE:
+        return FAULT
+    status = area_address(s, insn, AREA_HEADER_END, 64, ACCESS_READ, cython.address(va))
+    if status != DONE:
+        return status
+    status = read_area(s, va, AREA_HEADER, AREA_HEADER_END)
+    if status != DONE:
+        return status
+
+    # The header (13.8)
+    present = quad(area, AREA_HEADER)[0]
+    format_ = quad(area, AREA_XCOMP)[0]
+    compacted = format_ >> COMPACTED != 0
+    format_ &= ~(cython.cast(uint64_t, 1) << COMPACTED)
+    if compacted:
+        if format_ & ~s.xcr0 or present & ~format_:
+            return gp(s, 0)
+    elif present & ~s.xcr0 or format_ != 0:
+        return gp(s, 0)
+    for i in range(AREA_HEADER + 16, AREA_HEADER_END if compacted else AREA_HEADER + 24, 8):
+        if quad(area, i)[0] != 0:
+            return gp(s, 0)
+    if wanted & present & AVX:
+        status = area_address(s, insn, AREA_END, 64, ACCESS_READ, cython.address(va))
+        if status != DONE:
+            return status
+
+    # The present state below, the parts that are restored above it.
+    clear_header(area)
+    native.xsave(area, CARRIED)
+    mask = word(area, AREA_MXCSR_MASK)[0]
+    mxcsr = word(area, AREA_MXCSR)[0]
+    if wanted & X87 and present & X87:
+        status = read_area(s, va, 0, AREA_MXCSR)
+        if status == DONE:
+            status = read_area(s, va, AREA_ST, AREA_XMM)
+        quad(area, AREA_FIP)[0] = 0
+        quad(area, AREA_FIP + 8)[0] = 0
+    if status == DONE and (wanted & present & SSE if compacted else wanted & (SSE | AVX)):
+        status = read_area(s, va, AREA_MXCSR, AREA_ST)
+        mxcsr = word(area, AREA_MXCSR)[0]
+        word(area, AREA_MXCSR_MASK)[0] = mask
+        if status == DONE and not mxcsr_valid(s, mxcsr):
+            return gp(s, 0)
+    elif compacted and wanted & SSE:
+        mxcsr = MXCSR_RESET
+    if status == DONE and wanted & present & SSE:
+        status = read_area(s, va, AREA_XMM, AREA_XMM + 16 * registers)
+    if status == DONE and wanted & present & AVX:
+        status = read_area(s, va, AREA_YMM, AREA_YMM + 16 * registers)
+    if status != DONE:
+        return status
+    # What has its initial value: in 64-bit mode the host's instruction makes it so, else only the lower registers.
+    if registers < 16:
+        for i in range(0, 16 * registers, 8):
+            if wanted & ~present & SSE:
+                quad(area, AREA_XMM + i)[0] = 0
+            if wanted & ~present & AVX:
+                quad(area, AREA_YMM + i)[0] = 0
+        present |= SSE | AVX
+    word(area, AREA_MXCSR)[0] = mxcsr
+    quad(area, AREA_HEADER)[0] = present & wanted
+    quad(area, AREA_XCOMP)[0] = 0
+    native.xrstor(area, wanted)
+    return finish(s, insn)
+
+
+# Lanes of vector registers
+
+
+def avx_checks(s):
+    if s.mode & MODE_AVX == 0 or s.mode & MODE_PROTECTED == 0:
+        return ud(s)
+    if s.cr0 & CR0_TS:
+        return raise_fault(s, EXC_NM, False, 0)
+    return DONE
+
+
+def registers_to(s):
+    """The live vector registers into the XSAVE area."""
+    clear_header(cython.address(s.xsave[0]))
+    native.xsave(cython.address(s.xsave[0]), CARRIED)
+
+
+def registers_from(s):
+    """The XSAVE area's SSE and AVX parts into the registers."""
+    quad(cython.address(s.xsave[0]), AREA_HEADER)[0] |= SSE | AVX
+    native.xrstor(cython.address(s.xsave[0]), SSE | AVX)
+
+
+def get_lane(s, reg, lane, size):
+    offset: uint32_t = lane * size
+    area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
+    offset += 16 * (reg & 15) + (AREA_XMM if offset < 16 else AREA_YMM - 16)
+    if size == 8:
+        return quad(area, offset)[0]
+    return word(area, offset)[0]
+
+
+def set_lane(s, reg, lane, size, value):
+    offset: uint32_t = lane * size
+    area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
+    offset += 16 * (reg & 15) + (AREA_XMM if offset < 16 else AREA_YMM - 16)
+    if size == 8:
+        quad(area, offset)[0] = value
+    else:
+        word(area, offset)[0] = cython.cast(uint32_t, value)
+
+
+def vgather(s, insn):
+    """VPGATHERDD, DQ, QD, QQ and VGATHERDPS, DPD, QPS, QPD: opcode bit 0 says quadword indices, W quadword data.
+
+    The mask tells which lanes are still to come. A fault leaves the lanes done so far done and their mask clear; a
+    device read leaves nothing done, for its log is replayed from the first lane.
+    """
+    size: uint32_t = 8 if insn.rex_w else 4
+    index_size: uint32_t = 8 if insn.opcode & 1 else 4
+    bytes_: uint32_t = 32 if insn.vex_l else 16
+    lanes: uint32_t = bytes_ // (size if size > index_size else index_size)
+    lane: uint32_t
+    base: uint64_t = cython.cast(uint64_t, insn.disp)
+    ea: uint64_t
+    va: uint64_t = 0
+    value: uint64_t = 0
+    index: int64_t
+    status: cython.int = DONE
+    if insn.modrm & 7 != 4 or insn.addrsize == 2:
+        return ud(s)  # no VSIB byte
+    if insn.reg == insn.vvvv or insn.reg == insn.index or insn.index == insn.vvvv:
+        return ud(s)
+    if avx_checks(s) != DONE:
+        return FAULT
+    if insn.base != NO_REG:
+        base += s.gpr[insn.base & 15]
+
+    registers_to(s)
+    for lane in range(lanes):
+        # The first bit of a mask lane stands for all of it.
+        if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1):
+            set_lane(s, insn.vvvv, lane, size, cython.cast(uint64_t, -1))
+        else:
+            set_lane(s, insn.vvvv, lane, size, 0)
+    for lane in range(lanes):
+        if get_lane(s, insn.vvvv, lane, size) == 0:
+            continue
+        if index_size == 8:
+            index = cython.cast(int64_t, get_lane(s, insn.index, lane, 8))
+        else:
+            index = cython.cast(int32_t, get_lane(s, insn.index, lane, 4))
+        ea = base + (cython.cast(uint64_t, index) << (insn.scale & 3))
+        if insn.addrsize == 4:
+            ea &= LOW32
+        status = linear(s, insn.segment, ea, size, ACCESS_READ, cython.address(va))
+        if status == DONE:
+            status = mem_read(s, va, size, s.mmu_mode, cython.address(value))
+        if status != DONE:
+            break
+        set_lane(s, insn.reg, lane, size, value)
+        set_lane(s, insn.vvvv, lane, size, 0)
+    if status == LEAVE:
+        return LEAVE
+    if status == DONE:
+        # All the mask is clear now, and what lies beyond the lanes is too.
+        for lane in range(32 // size):
+            set_lane(s, insn.vvvv, lane, size, 0)
+            if lane >= lanes:
+                set_lane(s, insn.reg, lane, size, 0)
+    registers_from(s)
+    if status != DONE:
+        return status
+    return finish(s, insn)
+
+
+def vmaskmov(s, insn):
+    """VMASKMOVPS, VMASKMOVPD, VPMASKMOVD, VPMASKMOVQ, load and store. Lanes masked out touch no memory."""
+    store: cython.bint = insn.opcode == 0x2E or insn.opcode == 0x2F or insn.opcode == 0x8E
+    size: uint32_t = 4
+    lanes: uint32_t
+    lane: uint32_t
+    ea: uint64_t
+    va: uint64_t = 0
+    value: uint64_t = 0
+    status: cython.int
+    loaded = cython.declare(uint64_t[8])
+    if insn.opcode >= 0x8C:
+        if insn.rex_w:
+            size = 8
+    elif insn.rex_w:
+        return ud(s)
+    elif insn.opcode & 1:
+        size = 8
+    lanes = (32 if insn.vex_l else 16) // size
+    if avx_checks(s) != DONE:
+        return FAULT
+    ea = effective_address(s, insn)
+
+    registers_to(s)
+    for lane in range(lanes):
+        loaded[lane] = 0
+        if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1) == 0:
+            continue
+        status = linear(s, insn.segment, ea + lane * size, size, ACCESS_WRITE if store else ACCESS_READ, cython.address(va))
+        if status == DONE and store:
+            status = mem_probe(s, va, size, ACCESS_WRITE, s.mmu_mode)
+        elif status == DONE:
+            status = mem_read(s, va, size, s.mmu_mode, cython.address(value))
+            loaded[lane] = value
+        if status != DONE:
+            return status
+    if store:
+        for lane in range(lanes):
+            if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1) == 0:
+                continue
+            status = linear(s, insn.segment, ea + lane * size, size, ACCESS_WRITE, cython.address(va))
+            if status == DONE:
+                status = mem_write(s, va, size, s.mmu_mode, get_lane(s, insn.reg, lane, size))
+            if status != DONE:
+                return status
+    else:
+        for lane in range(32 // size):
+            set_lane(s, insn.reg, lane, size, loaded[lane] if lane < lanes else 0)
+        registers_from(s)
+    return finish(s, insn)
+
+
+def masked_store(s, insn, data, mask, size):
+    """Store those of ``size`` bytes to DS:rDI whose mask byte has its sign set."""
+    ea: uint64_t = s.gpr[RDI]
+    segment: uint8_t = DS if insn.segment_override == NO_REG else insn.segment_override
+    va: uint64_t = 0
+    i: uint32_t
+    if insn.addrsize == 4:
+        ea &= LOW32
+    elif insn.addrsize == 2:
+        ea &= 0xFFFF
+    if linear(s, segment, ea, size, ACCESS_WRITE, cython.address(va)) != DONE:
+        return FAULT
+    for i in range(size):
+        if mask[i] & 0x80 and mem_probe(s, va + i, 1, ACCESS_WRITE, s.mmu_mode) != DONE:
+            return FAULT
+    for i in range(size):
+        if mask[i] & 0x80 and mem_write(s, va + i, 1, s.mmu_mode, data[i]) != DONE:
+            return FAULT
+    return DONE
+
+
+def maskmovdqu(s, insn):
+    area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
+    if insn.vex:
+        if insn.vex_l or insn.vvvv != 0:
+            return ud(s)
+        if avx_checks(s) != DONE:
+            return FAULT
+    elif s.cr0 & CR0_EM or s.cr4 & CR4_OSFXSR == 0:
+        return ud(s)
+    elif s.cr0 & CR0_TS:
+        return raise_fault(s, EXC_NM, False, 0)
+    registers_to(s)
+    if masked_store(s, insn, area + AREA_XMM + 16 * insn.reg, area + AREA_XMM + 16 * insn.rm, 16) != DONE:
+        return FAULT
+    return finish(s, insn)
+
+
+def maskmovq(s, insn):
+    area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
+    top: uint32_t
+    i: uint32_t
+    low = cython.declare(uint64_t[8])
+    high = cython.declare(uint64_t[8])
+    if s.cr0 & CR0_EM:
+        return ud(s)
+    if s.cr0 & CR0_TS:
+        return raise_fault(s, EXC_NM, False, 0)
+    registers_to(s)
+    if cython.cast(cython.pointer[uint16_t], area + AREA_FSW)[0] & FSW_SUMMARY:
+        return raise_fault(s, EXC_MF, False, 0)
+    # The area holds ST(0) first; MMX registers are the physical ones.
+    top = (cython.cast(cython.pointer[uint16_t], area + AREA_FSW)[0] >> 11) & 7
+    for i in range(8):
+        low[i] = quad(area, AREA_ST + 16 * ((i - top) & 7))[0]
+        high[i] = quad(area, AREA_ST + 16 * ((i - top) & 7) + 8)[0]
+    if (
+        masked_store(
+            s,
+            insn,
+            cython.cast(cython.pointer[uint8_t], cython.address(low[insn.reg & 7])),
+            cython.cast(cython.pointer[uint8_t], cython.address(low[insn.rm & 7])),
+            8,
+        )
+        != DONE
+    ):
+        return FAULT
+    # As every MMX instruction: top of stack 0, all registers in use.
+    for i in range(8):
+        quad(area, AREA_ST + 16 * i)[0] = low[i]
+        quad(area, AREA_ST + 16 * i + 8)[0] = high[i]
+    cython.cast(cython.pointer[uint16_t], area + AREA_FSW)[0] &= 0xC7FF
+    area[AREA_FTW] = 0xFF
+    quad(area, AREA_HEADER)[0] |= X87
+    native.xrstor(area, X87)
+    return finish(s, insn)
+
+
+register("fxsave", fxsave)
+register("fxrstor", fxrstor)
+register("xsave", xsave)
+register("xsaveopt", xsaveopt)
+register("xsavec", xsavec)
+register("xrstor", xrstor)
+register("vgather", vgather)
+register("vmaskmov", vmaskmov)
+register("maskmovq", maskmovq)
+register("maskmovdqu", maskmovdqu)
