@@ -133,6 +133,18 @@ def test_a_spinning_guest_can_be_paused_and_resumed(backend):
         assert machine.wait() == Status.POWER_OFF
 
 
+def test_other_vcpus_wait_for_their_start_and_end_with_the_machine(backend):
+    if find_backend(backend).probe().max_cpus < 2:
+        pytest.skip(f"backend {backend}: one vCPU only so far")
+    assert run(kernels.POWER_OFF, backend, cpus="2") == Status.POWER_OFF
+    with Machine(config_for(kernels.SPIN, backend, cpus="2", cores="2")) as machine:
+        machine.start()
+        machine.pause()
+        machine.resume()
+        machine.power_off()
+        assert machine.wait() == Status.POWER_OFF
+
+
 def test_closing_a_running_machine_ends_its_threads(backend):
     before = threading.active_count()
     machine = Machine(config_for(kernels.SPIN, backend))
@@ -206,6 +218,22 @@ def test_a_device_that_fails_ends_the_machine_with_one_line(backend):
         machine.start()
         assert machine.wait() == Status.ERROR
     assert "ZeroDivisionError: a bug" in machine.message
+
+
+def test_a_timer_that_fails_ends_the_machine_too(backend):
+    with Machine(config_for(kernels.SPIN, backend)) as machine:
+        machine.loop.timer(lambda: [][0]).arm_in(0)
+        machine.start()
+        assert machine.wait() == Status.ERROR
+    assert machine.message.startswith("event loop: a device failed in test_machine.py")
+
+
+def test_a_traceback_is_there_for_the_asking(backend, capfd):
+    with Machine(config_for(kernels.SPIN, backend, **{"debug.traceback": True})) as machine:
+        machine.loop.timer(lambda: [][0]).arm_in(0)
+        machine.start()
+        machine.wait()
+    assert "Traceback" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

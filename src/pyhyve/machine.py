@@ -14,11 +14,13 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from pyhyve import firmware
 from pyhyve.backends.char import open_char
 from pyhyve.bus.irq import IrqRouter
 from pyhyve.bus.mmio import MmioBus
@@ -26,6 +28,8 @@ from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.config import Config, parse_memsize
 from pyhyve.errors import BackendError, ConfigError, Status, UsageError
+from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
+from pyhyve.hw import xmsr
 from pyhyve.hw.chipset.elcr import Elcr
 from pyhyve.hw.chipset.hpet import Hpet
 from pyhyve.hw.chipset.i8042 import I8042
@@ -45,11 +49,11 @@ from pyhyve.hw.pci.bus import WINDOWS, PciAddress, PciBus
 from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.lifecycle import Stateful
 from pyhyve.loader import load
-from pyhyve.loop import EventLoop
+from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet, complain, name_thread
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
-from pyhyve.vmm.cpuid import Topology, shape
+from pyhyve.vmm.cpuid import Topology, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
@@ -73,6 +77,14 @@ NOT_YET = {
 """What bhyve's command line can ask for and this version has no device for."""
 
 
+ENDINGS: dict[int, str] = {
+    Status.RESET: "the guest reset the machine",
+    Status.POWER_OFF: "the machine is powered off",
+    Status.HALTED: "the guest halted",
+    Status.TRIPLE_FAULT: "the guest ended in a triple fault",
+}
+
+
 class HostNotification:
     """The host-notification hook: an OUT to port 0x488 calls ``on_notify(size, value)``."""
 
@@ -91,6 +103,32 @@ class HostNotification:
         """Pass the value on."""
         if self.on_notify is not None:
             self.on_notify(size, value)
+
+
+class _MachineLoop(EventLoop):
+    """An event loop that tells ``on_error`` of a callback that fails, instead of printing a traceback and going on."""
+
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+        super().__init__()
+        self._on_error = on_error
+
+    def timer(self, callback: Callable[[], None]) -> Timer:
+        return super().timer(self._guard(callback))
+
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
+        super().add_reader(fd, self._guard(callback))
+
+    def add_writer(self, fd: int, callback: Callable[[], object]) -> None:
+        super().add_writer(fd, self._guard(callback))
+
+    def _guard(self, callback: Callable[[], object]) -> Callable[[], None]:
+        def guarded() -> None:
+            try:
+                callback()
+            except Exception as error:
+                self._on_error(error)
+
+        return guarded
 
 
 class Machine:
@@ -120,7 +158,7 @@ class Machine:
         self._closing = ExitStack()
         try:
             if loop is None:
-                loop = EventLoop()
+                loop = _MachineLoop(lambda error: self.vcpus.fail(error, "event loop"))
                 self._closing.callback(loop.close)
             self.loop = loop
             self._assemble()
@@ -202,7 +240,9 @@ class Machine:
             host_cpu = read_pinning(config, index)
             if host_cpu is not None:
                 self.vcpus.pin(index, host_cpu)
-        vm.set_cpuid(shape(vm.supported_cpuid(), topology))
+        table = shape(vm.supported_cpuid(), topology)
+        vm.set_cpuid(table)
+        xmsr.attach(self.msr, vendor(table))
 
     def _make_chipset(self) -> None:
         irq, memory, config = self.irq, self.memory, self.config
@@ -281,7 +321,28 @@ class Machine:
 
     def _write_tables(self, topology: Topology) -> int:
         """The firmware's tables; returns where ACPI's root pointer lies, 0 without ACPI."""
-        return 0
+        roots = self.pci.buses() or [0]
+        for address, function in self.pci.functions.items():
+            if address.bus and function.bars:
+                raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
+        lasts = [*(bus - 1 for bus in roots[1:]), 255]
+        lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") == "lpc"]
+        described = firmware.Platform(
+            name=self.name,
+            cpus=topology.cpus,
+            sockets=topology.sockets,
+            threads_per_core=topology.threads,
+            uuid=read_uuid(self.config),
+            pci_roots=tuple(
+                PciRoot(bus, last, DEFAULT_WINDOWS if bus == roots[0] else ())
+                for bus, last in zip(roots, lasts, strict=True)
+            ),
+            pci_interrupts=pci_interrupts((r.address.bus, r.address.device, r.pin) for r in self.pci.routes()),
+            lpc=(lpc[0].device, lpc[0].function) if lpc and lpc[0].bus == 0 else None,
+            com=tuple(int(name.removeprefix("com")) for name in COM_PORTS if name in self.parts),
+        )
+        acpi, mptable = self.config.get_bool("acpi_tables"), self.config.get_bool("x86.mptable")
+        return firmware.build(self.memory, described, acpi=acpi, mptable=mptable).rsdp
 
     def _load(self, rsdp: int) -> None:
         """Put the guest into memory and its start into the boot vCPU's registers."""
@@ -410,6 +471,15 @@ def read_memory_size(config: Config) -> int:
     return size
 
 
+def read_uuid(config: Config) -> uuid.UUID | None:
+    """``uuid``, if it was given."""
+    text = config.get("uuid")
+    try:
+        return None if text is None else uuid.UUID(text)
+    except ValueError:
+        raise ConfigError(f"uuid: '{text}' is not a UUID") from None
+
+
 def read_pinning(config: Config, index: int) -> int | None:
     """The host CPU that ``-p`` gives vCPU ``index``."""
     if f"vcpu.{index}.cpuset" in config:
@@ -478,21 +548,11 @@ class _Signals:
         machine.vcpus.end(128 + number)
 
 
-def keep_standard_descriptors() -> None:
-    """Where standard input, output or error is closed, put /dev/null: a file opened later must not take its place."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-
-
 def run_machine(config: Config, announce: Callable[[str], None] | None = None) -> int:
     """Build a machine, run it to its end, and return the status for the process.
 
     ``announce`` is told which backend was chosen and how to leave. Raises a ``PyhyveError`` if it cannot be built.
     """
-    keep_standard_descriptors()
     with _Signals() as signals:
         with Machine(config) as machine:
             if announce is not None:
@@ -507,4 +567,6 @@ def run_machine(config: Config, announce: Callable[[str], None] | None = None) -
             print(f"bhyve: {machine.message}", file=sys.stderr)
         elif signals.ended_by is not None:
             print(f"bhyve: ended by {signal.Signals(signals.ended_by).name}", file=sys.stderr)
+        elif announce is not None and status in ENDINGS:
+            announce(ENDINGS[status])
     return status

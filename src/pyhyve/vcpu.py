@@ -454,6 +454,12 @@ class VcpuSet:
             entry.vcpu.cpu.kick()
         self._on_end()
 
+    def fail(self, error: Exception, where: str) -> None:
+        """End the machine because of a fault of ours, told in one line. ``where`` is the thread it came up in."""
+        if self.traceback:
+            complain("".join(traceback.format_exception(error)).rstrip())
+        self.end(Status.ERROR, describe(error, where))
+
     def pause(self) -> None:
         """Bring every vCPU out of the guest and wait until all of them rest. Not from a vCPU's own thread."""
         with self._changed:
@@ -502,9 +508,7 @@ class VcpuSet:
         except PyhyveError as error:
             self.end(Status.ERROR, str(error))
         except Exception as error:  # a fault of ours in a device: one line, and the machine ends
-            if self.traceback:
-                complain(traceback.format_exc().rstrip())
-            self.end(Status.ERROR, describe(error, vcpu.index))
+            self.fail(error, f"vcpu {vcpu.index}")
         else:
             if status is not None:
                 self.end(status)
@@ -529,9 +533,9 @@ def name_thread(name: str) -> None:
         pass  # cosmetic
 
 
-def describe(error: BaseException, index: int) -> str:
+def describe(error: BaseException, where: str) -> str:
     """An unexpected error in one line, with the place in our code where it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" in {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     text = str(error).splitlines()[0] if str(error) else "no text"
-    return f"vcpu {index}: a device failed{place}: {type(error).__name__}: {text}"
+    return f"{where}: a device failed{place}: {type(error).__name__}: {text}"

@@ -26,7 +26,10 @@ class Addresses:
 
 
 def build(memory: GuestMemory, platform: Platform, *, acpi: bool, mptable: bool = True) -> Addresses:
-    """Write the tables that ``platform`` needs into ``memory``, which must have its first MiB."""
+    """Write the tables that ``platform`` needs into ``memory``.
+
+    Raises ``DeviceError`` for more devices than tables can hold, ``OutsideMemory`` where there is less than 1 MiB.
+    """
     return Addresses(
         rsdp=acpi_tables.build(memory, platform) if acpi else 0,
         mptable=mp_table.build(memory, platform) if mptable else 0,

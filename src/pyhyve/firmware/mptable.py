@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from enum import IntEnum, IntFlag
 
+from pyhyve.errors import DeviceError
 from pyhyve.firmware.acpi.table import checksum
 from pyhyve.firmware.platform import ISA_IRQS, PciInterrupt, Platform
 from pyhyve.memory import GuestMemory
@@ -65,7 +66,7 @@ class _Flags(IntFlag):
 
 
 def build(memory: GuestMemory, platform: Platform) -> int:
-    """Write the table; returns the address of its floating pointer. Raises ``ValueError`` if it does not fit."""
+    """Write the table; returns the address of its floating pointer. Raises ``DeviceError`` if it does not fit."""
     entries = list(_entries(platform))
     body = b"".join(entries)
     header = struct.pack(
@@ -89,7 +90,7 @@ def build(memory: GuestMemory, platform: Platform) -> int:
     pointer = bytearray(struct.pack("<4sIBBB5B", b"_MP_", BASE + _POINTER_SIZE, 1, _SPEC_1_4, 0, 0, 0, 0, 0, 0))
     pointer[10] = checksum(pointer)
     if len(pointer) + len(table) > LIMIT - BASE:
-        raise ValueError(f"the MP table has {len(table)} bytes, too many for its place")
+        raise DeviceError("there are too many devices for the MP table")
     memory.write(BASE, pointer + table)
     return BASE
 

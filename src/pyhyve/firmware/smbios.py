@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from pyhyve.errors import DeviceError
 from pyhyve.firmware.acpi.table import checksum
 from pyhyve.firmware.platform import Platform
 from pyhyve.memory import GuestMemory
@@ -70,7 +71,7 @@ def build(memory: GuestMemory, platform: Platform) -> int:
     ]
     table = b"".join(blobs)
     if _TABLE + len(table) > LIMIT:
-        raise ValueError(f"the SMBIOS structures have {len(table)} bytes, too many for their place")
+        raise DeviceError("there are too many processors for the SMBIOS tables")
     # the intermediate anchor has a checksum of its own, over the second half
     legacy = bytearray(struct.pack("<5sBHIHB", b"_DMI_", 0, len(table), _TABLE, len(blobs), _BCD_REVISION))
     legacy[5] = checksum(legacy)

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -84,6 +84,11 @@ class PrivateApt:
         """Fetch the packages; those that are there whole are not fetched again. Returns name to file."""
         packages = self._uris(names)
         wanted = [package for package in packages if not self._complete(package)]
+        for package in wanted:
+            path = self.downloads / package.file
+            if path.exists() and path.stat().st_size >= package.size:
+                # damaged, not cut short: apt would take it for whole
+                path.unlink()
         if wanted:
             size = sum(package.size for package in wanted) / 1e6
             what = f"{', '.join(package.name for package in wanted)} ({size:.0f} MB)"
@@ -92,6 +97,12 @@ class PrivateApt:
             if not self._complete(package):
                 raise ImageError(f"apt did not deliver {package.file} whole; run this again to go on with it")
         return {package.name: self.downloads / package.file for package in packages}
+
+    def tidy(self, keep: Collection[Path]) -> None:
+        """Give back the space of what can be made again, and of packages other than ``keep``."""
+        left_over = [path for path in self.downloads.iterdir() if path not in keep]
+        for path in (*left_over, *self.folder.glob("*pkgcache.bin")):
+            path.unlink(missing_ok=True)
 
     def _uris(self, names: Sequence[str]) -> list[Package]:
         out = self._output(["apt-get", "--print-uris", "download", *names])

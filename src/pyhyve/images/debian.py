@@ -31,7 +31,7 @@ BUSYBOX_PACKAGE = "busybox-static"
 
 @dataclass(frozen=True, slots=True)
 class GuestImage:
-    """What to boot: files, and the kernel's version as ``uname -r`` gives it."""
+    """What to boot: two files, and the kernel's version as ``uname -r`` gives it."""
 
     kernel: Path
     initrd: Path
@@ -84,7 +84,9 @@ def _build(folder: Path, progress: Progress, refresh: bool) -> GuestImage:
         progress(f"unpacking {kernel_package}", None)
         for package in files.values():
             _unpack(package, tree)
-        return _assemble(folder, tree, progress)
+        image = _assemble(folder, tree, progress)
+    apt.tidy(files.values())
+    return image
 
 
 def _kernel_package(apt: PrivateApt) -> str:
@@ -150,7 +152,7 @@ def _built(folder: Path) -> GuestImage | None:
 
 def _recipe() -> str:
     """A digest of what goes into an image besides the packages."""
-    parts = (initramfs.MODULES, sorted(initramfs.FILES.items()), KERNEL_META_PACKAGE, BUSYBOX_PACKAGE)
+    parts = (initramfs.LAYOUT, initramfs.MODULES, sorted(initramfs.FILES.items()), KERNEL_META_PACKAGE, BUSYBOX_PACKAGE)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

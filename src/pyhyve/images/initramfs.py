@@ -3,7 +3,8 @@
 ``/init`` is process 1. It mounts the kernel's file systems, loads the modules whose hardware is there (the kernel tells
 by ``modalias`` files; ``modprobe`` matches them), brings the network up in the background and runs a login shell with
 job control on the console for ever. ``poweroff``, ``reboot`` and ``halt`` work with and without ``-f``: without it
-busybox signals process 1, which ``/init`` turns into the system call. The ACPI power button powers off.
+busybox signals process 1, which ``/init`` turns into the system call. The ACPI power button powers off. A second
+archive behind this one in the same file may bring ``/etc/rc.local``, which runs before the shell.
 
 It is written uncompressed: unpacking is then a copy, which under emulation is far quicker than any decompressor.
 """
@@ -15,6 +16,9 @@ from typing import BinaryIO
 
 from pyhyve.images.cpio import CpioWriter
 from pyhyve.images.modules import Module, alias_file, dep_file
+
+LAYOUT = 1
+"""Raise this when ``write_initramfs`` changes, so that images in a cache are built anew."""
 
 MODULES = (
     # buses and disks
@@ -37,14 +41,9 @@ INIT = r"""#!/bin/sh
 # Process 1 of the pyhyve guest.
 export PATH=/bin HOME=/root
 
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mkdir -p /dev/pts /dev/shm
-mount -t devpts devpts /dev/pts
-mount -t tmpfs -o mode=1777 tmpfs /dev/shm
-mount -t tmpfs -o mode=755 tmpfs /run
-mount -t tmpfs -o mode=1777 tmpfs /tmp
+mkdir /dev/pts /dev/shm
+mount -a
 echo debian >/proc/sys/kernel/hostname
 
 # busybox's poweroff, reboot and halt signal process 1 when they are called without -f
@@ -74,7 +73,7 @@ if [ -d /sys/module/button ]; then
     (modprobe -bq evdev; exec acpid -l /dev/null) >/dev/null 2>&1 &
 fi
 
-[ -x /etc/rc.local ] && /etc/rc.local
+if [ -x /etc/rc.local ]; then /etc/rc.local; fi
 
 read -r _ _ release _ </proc/version
 echo
@@ -111,10 +110,20 @@ bound | renew)
 esac
 """
 
+FSTAB = """\
+proc /proc proc defaults 0 0
+sysfs /sys sysfs defaults 0 0
+devpts /dev/pts devpts mode=620 0 0
+tmpfs /dev/shm tmpfs mode=1777 0 0
+tmpfs /run tmpfs mode=755 0 0
+tmpfs /tmp tmpfs mode=1777 0 0
+"""
+
 POWER_BUTTON = "#!/bin/sh\nsync\nexec poweroff -f\n"
 
 FILES = {
     "init": (INIT, 0o755),
+    "etc/fstab": (FSTAB, 0o644),
     "etc/profile": (PROFILE, 0o644),
     "etc/udhcpc": (UDHCPC, 0o755),
     "etc/acpi/PWRF/00000080": (POWER_BUTTON, 0o755),

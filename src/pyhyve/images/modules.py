@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,10 +87,12 @@ class ModuleTree:
         A name that is not there is left out: it is built in, or this kernel lacks the driver.
         """
         ordered: dict[str, Module] = {}
+        seen: set[str] = set()
 
         def visit(name: str) -> None:
-            if name in ordered or name not in self:
+            if name in seen or name not in self:
                 return
+            seen.add(name)
             module = self.get(name)
             for dependency in (*module.depends, *module.softdeps):
                 visit(dependency)
@@ -123,20 +125,23 @@ class ModuleTree:
         )
 
 
-def dep_file(modules: Iterable[Module]) -> str:
-    """``modules.dep`` for ``modules``: each with its direct and indirect dependencies, nearest first."""
+def dep_file(modules: Sequence[Module]) -> str:
+    """``modules.dep`` for ``modules``, which come dependencies first.
+
+    Each has its direct and indirect dependencies behind it; ``modprobe`` loads them from the last to the first.
+    """
     known = {module.name: module for module in modules}
     lines = []
-    for module in known.values():
-        needed: dict[str, None] = {}
+    for module in modules:
+        needed: set[str] = set()
         todo = list(module.depends)
         while todo:
-            dependency = known.get(todo.pop(0))
-            if dependency is not None:
-                needed.pop(dependency.path, None)
-                needed[dependency.path] = None
-                todo.extend(dependency.depends)
-        lines.append(f"{module.path}: {' '.join(needed)}".rstrip() + "\n")
+            dependency = todo.pop()
+            if dependency in known and dependency not in needed and dependency != module.name:
+                needed.add(dependency)
+                todo.extend(known[dependency].depends)
+        paths = [other.path for other in reversed(modules) if other.name in needed]
+        lines.append(f"{module.path}: {' '.join(paths)}".rstrip() + "\n")
     return "".join(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.hw.fakes import FakeChar, FakeClock
 
 from pyhyve.bus.irq import IrqRouter
 from pyhyve.bus.mmio import MmioBus
@@ -23,6 +22,7 @@ from pyhyve.hw.chipset.post import Post
 from pyhyve.hw.chipset.reset import Reset
 from pyhyve.hw.chipset.rtc import Rtc
 from pyhyve.hw.chipset.uart16550 import COM_PORTS, Uart16550
+from tests.hw.fakes import FakeChar, FakeClock
 
 
 class Board:

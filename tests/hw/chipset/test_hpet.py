@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.hw.fakes import FakeClock, Lines
 
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.hw.chipset.hpet import BASE, CAPABILITIES, PERIOD_FS, Hpet
+from tests.hw.fakes import FakeClock, Lines
 
 LEVEL, ENABLE, PERIODIC, SET_VALUE, MODE_32 = 1 << 1, 1 << 2, 1 << 3, 1 << 6, 1 << 8
 TICKS_PER_SECOND = 10**15 // PERIOD_FS

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.hw.fakes import FakeClock, Lines
 
 from pyhyve.bus.pio import PioBus
 from pyhyve.hw.chipset.pit import FREQUENCY, Pit
+from tests.hw.fakes import FakeClock, Lines
 
 SECOND = 1_000_000_000
 

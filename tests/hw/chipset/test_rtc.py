@@ -3,10 +3,10 @@ from __future__ import annotations
 import calendar
 
 import pytest
-from tests.hw.fakes import FakeClock, Lines
 
 from pyhyve.bus.pio import PioBus
 from pyhyve.hw.chipset.rtc import A, B, C, Cell, Rtc
+from tests.hw.fakes import FakeClock, Lines
 
 SECOND = 1_000_000_000
 START = calendar.timegm((2024, 2, 28, 23, 59, 50))  # a Wednesday before a leap day

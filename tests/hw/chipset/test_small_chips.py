@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.hw.fakes import FakeClock, Lines
 
 from pyhyve.bus.pio import PioBus
 from pyhyve.errors import DeviceError
@@ -13,6 +12,7 @@ from pyhyve.hw.chipset.pmtmr import FREQUENCY, PmTimer
 from pyhyve.hw.chipset.post import Post
 from pyhyve.hw.chipset.reset import Reset
 from pyhyve.vmm.exits import SuspendReason
+from tests.hw.fakes import FakeClock, Lines
 
 SCI = 9
 

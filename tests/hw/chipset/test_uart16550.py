@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.hw.fakes import FakeChar, Lines
 
 from pyhyve.bus.pio import PioBus
 from pyhyve.hw.chipset.uart16550 import BACKLOG_HIGH, Ier, Iir, Lsr, Mcr, Msr, Register, Uart16550
+from tests.hw.fakes import FakeChar, Lines
 
 PORT = 0x3F8
 IRQ = 4

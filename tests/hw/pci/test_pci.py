@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.hw.fakes import FakeClock, Lines
 
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.pio import PioBus
@@ -15,6 +14,7 @@ from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus
 from pyhyve.hw.pci.config_space import ConfigSpace, Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import IntxRouting
+from tests.hw.fakes import FakeClock, Lines
 
 COMMAND, STATUS, BAR0, PIN, LINE = 0x04, 0x06, 0x10, 0x3D, 0x3C
 

@@ -6,6 +6,7 @@ in the area below 1 MiB that guests search for the root pointer.
 
 from __future__ import annotations
 
+from pyhyve.errors import DeviceError
 from pyhyve.firmware.acpi import dsdt, fadt, hpet, madt, mcfg, root
 from pyhyve.firmware.platform import Platform
 from pyhyve.memory import GuestMemory
@@ -25,7 +26,7 @@ def build(memory: GuestMemory, platform: Platform) -> int:
         address = free
         free = address + _round_up(len(data))
         if free > LIMIT:
-            raise ValueError(f"the ACPI tables do not fit below {LIMIT:#x}")
+            raise DeviceError("there are too many devices for the ACPI tables")
         placed.append((address, data))
         return address
 

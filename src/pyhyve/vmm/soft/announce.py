@@ -1,9 +1,10 @@
 """Which CPUID features the engine announces to a guest.
 
-Documents: Intel SDM Vol. 2A, CPUID; AMD APM Vol. 3, appendix E. The identity, caches and brand are the host's. A feature
-is announced if it stands in a list here (the engine carries it) and the host has it (the host's instructions are the
-engine's semantics), or if the engine does it all by itself (x2APIC, TSC deadline, TSC_ADJUST). ``vmm.cpuid`` then shapes
-the rows into the guest's table; APIC ids, OSXSAVE and the XSAVE sizes are filled in when CPUID is executed.
+Documents: Intel SDM Vol. 2A, CPUID; AMD APM Vol. 3, appendix E. The identity, caches and brand are the host's. A
+feature is announced if it stands in a list here (the engine carries it) and the host has it (the host's instructions
+are the engine's semantics), or if the engine does it all by itself (x2APIC, TSC deadline, TSC_ADJUST). ``vmm.cpuid``
+then shapes the rows into the guest's table; APIC ids, OSXSAVE and the XSAVE sizes are filled in when CPUID is
+executed.
 
 A row is (leaf, subleaf or None, eax, ebx, ecx, edx).
 """
@@ -177,7 +178,8 @@ def _extended_rows(read: ReadLeaf, intel: bool) -> list[Row]:
     rows.append((_EXTENDED + 8, None, _LINEAR_BITS << 8 | _PHYSICAL_BITS, 0, 0, 0))
     if intel:
         return rows
-    rows += [(_EXTENDED + number, None, *read(_EXTENDED + number, 0)) for number in (0x19, 0x1A) if top >= _EXTENDED + number]
+    there = [number for number in (0x19, 0x1A) if top >= _EXTENDED + number]
+    rows += [(_EXTENDED + number, None, *read(_EXTENDED + number, 0)) for number in there]
     if top >= _EXTENDED + 0x1E and ecx & _TOPOEXT:
         rows += _cache_rows(read, _EXTENDED + 0x1D)
         rows.append((_EXTENDED + 0x1E, None, 0, 0, 0, 0))

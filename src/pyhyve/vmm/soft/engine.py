@@ -77,7 +77,7 @@ import pyhyve.vmm.soft.near
 import pyhyve.vmm.soft.portio
 import pyhyve.vmm.soft.segments
 import pyhyve.vmm.soft.strings  # noqa: F401  each registers its helpers
-# vector
+import pyhyve.vmm.soft.vector
 from pyhyve.errors import BackendError
 from pyhyve.vmm.api import ApicMode, Capability, Chip, CpuidEntry, Hypervisor, Probe, VirtualCpu, VirtualMachine
 from pyhyve.vmm.exits import (
@@ -187,8 +187,20 @@ class SoftMachine:
 
     def map_memory(self, gpa, size, offset, *, readonly=False):
         number: uint32_t = self.e.region_count
+        i: uint32_t
+        start: uint64_t
+        end: uint64_t
         if number == 16:
             raise BackendError("too many memory regions")
+        if gpa % 4096 or size % 4096 or offset % 4096 or size <= 0:
+            raise BackendError(f"a memory mapping is made of whole pages, not {size} bytes at {gpa:#x}")
+        if offset + size > self.memory.size:
+            raise BackendError(f"{size} bytes at offset {offset:#x} are not inside the memory file")
+        start = gpa
+        end = gpa + size
+        for i in range(number):
+            if start < self.e.regions[i].gpa + self.e.regions[i].size and self.e.regions[i].gpa < end:
+                raise BackendError(f"memory is mapped at {gpa:#x} already")
         self.e.regions[number].gpa = gpa
         self.e.regions[number].size = size
         self.e.regions[number].host = self.memory.host_base + offset

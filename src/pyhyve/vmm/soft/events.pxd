@@ -34,15 +34,19 @@ cdef enum:
     IRET_VIRTUAL = 0x180000  # VIF VIP
 
 
-# Everything between a vector and its handler's first instruction. FAULT: an exception is recorded and nothing has changed,
-# but for a switched task.
-cdef int enter(CpuState *s, uint8_t vector, int source, uint64_t rip, uint64_t flags, bint has_error, uint32_t error) noexcept nogil
+# Everything between a vector and its handler's first instruction. FAULT: an exception is recorded and nothing has
+# changed, but for a switched task.
+cdef int enter(CpuState *s, uint8_t vector, int source, uint64_t rip, uint64_t flags, bint has_error,
+               uint32_t error) noexcept nogil
 
 # Used inside this module only.
-cdef int enter_long(CpuState *s, uint8_t vector, int source, uint64_t rip, uint64_t flags, bint has_error, uint32_t error) noexcept nogil
-cdef int enter_protected(CpuState *s, uint8_t vector, int source, uint64_t rip, uint64_t flags, bint has_error, uint32_t error) noexcept nogil
+cdef int enter_long(CpuState *s, uint8_t vector, int source, uint64_t rip, uint64_t flags, bint has_error,
+                    uint32_t error) noexcept nogil
+cdef int enter_protected(CpuState *s, uint8_t vector, int source, uint64_t rip, uint64_t flags, bint has_error,
+                         uint32_t error) noexcept nogil
 cdef int enter_real(CpuState *s, uint8_t vector, uint64_t rip, uint64_t flags) noexcept nogil
-cdef int enter_task(CpuState *s, uint16_t selector, uint64_t rip, uint64_t flags, bint has_error, uint32_t error) noexcept nogil
+cdef int enter_task(CpuState *s, uint16_t selector, uint64_t rip, uint64_t flags, bint has_error,
+                    uint32_t error) noexcept nogil
 cdef int check_handler(CpuState *s, uint16_t selector, Segment *cs, uint64_t *address) noexcept nogil
 cdef void begin_handler(CpuState *s, bint interrupt_gate) noexcept nogil
 cdef int fault_class(uint8_t vector) noexcept nogil

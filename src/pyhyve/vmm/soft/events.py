@@ -116,11 +116,13 @@ def deliver_exception(s):
     source: cython.int = SOURCE_HARDWARE
     first: cython.int = CLASS_BENIGN
     second: cython.int
+    tries: cython.int
     flags: uint64_t
     if s.exc_soft:
         source = SOURCE_SOFTWARE
         rip = s.exc_next_rip
-    while True:
+    # Four faults in a row are possible. More come only from a guest that changes tables under its own feet.
+    for tries in range(8):
         s.exc_pending = 0
         s.exc_soft = 0
         s.count_exceptions += 1
@@ -128,9 +130,7 @@ def deliver_exception(s):
         if vector == EXC_PF:
             s.cr2 = s.exc_cr2
         if first == CLASS_DOUBLE_FAULT and second != CLASS_BENIGN:
-            s.exit.kind = EXIT_TRIPLE_FAULT
-            s.exit.address = s.rip
-            return LEAVE
+            break
         if (first == CLASS_CONTRIBUTORY and second == CLASS_CONTRIBUTORY) or (
             first == CLASS_PAGE_FAULT and (second == CLASS_CONTRIBUTORY or second == CLASS_PAGE_FAULT)
         ):
@@ -151,6 +151,10 @@ def deliver_exception(s):
         error = s.exc_error
         rip = s.rip
         source = SOURCE_HARDWARE
+    s.exc_pending = 0
+    s.exit.kind = EXIT_TRIPLE_FAULT
+    s.exit.address = s.rip
+    return LEAVE
 
 
 def deliver_interrupt(s, vector):

@@ -133,7 +133,8 @@ cdef void lapic_destroy(CpuState *s) noexcept nogil
 cdef void lapic_reset(CpuState *s, bint init) noexcept nogil
 # xAPIC page access: offset 0-0xFFF. 32-bit registers on 16-byte borders.
 cdef uint32_t lapic_read(CpuState *s, uint32_t offset) noexcept nogil
-cdef int lapic_write(CpuState *s, uint32_t offset, uint32_t value) noexcept nogil   # always DONE: a SIPI is the target's event
+# Always DONE: a SIPI becomes the target's own event.
+cdef int lapic_write(CpuState *s, uint32_t offset, uint32_t value) noexcept nogil
 # x2APIC registers by MSR 0x800-0x8FF, checks included. DONE or FAULT.
 cdef int lapic_msr_read(CpuState *s, uint32_t index, uint64_t *value) noexcept nogil
 cdef int lapic_msr_write(CpuState *s, uint32_t index, uint64_t value) noexcept nogil

@@ -4,15 +4,15 @@ Document: Intel SDM Vol. 3A chapter 11 (xAPIC, x2APIC in 11.12, the timer in 11.
 11.11).
 
 An interrupt enters through ``lapic_deliver_msi`` (from a device or the I/O APIC model, on any thread) or through the
-interrupt command register of another vCPU. ``distribute`` finds the vCPUs that the destination names, ``deliver`` sets
-a bit in IRR (or an event in ``pending``), and ``wake`` makes the vCPU look: it tells emitted code to come out, and a
-sleeping thread to go on. The vCPU asks ``lapic_deliverable`` and takes the vector with ``lapic_accept``. The end of a
-level-triggered interrupt goes into ``eoi_vectors``, from where the machine's I/O APIC hears of it.
+interrupt command register of another vCPU. ``distribute`` finds the vCPUs that the destination names, ``deliver``
+sets a bit in IRR (or an event in ``pending``), and ``wake`` makes the vCPU look: it tells emitted code to come out,
+and a sleeping thread to go on. The vCPU asks ``lapic_deliverable`` and takes the vector with ``lapic_accept``. The
+end of a level-triggered interrupt goes into ``eoi_vectors``, from where the machine's I/O APIC hears of it.
 
-The timer counts the engine's APIC clock (``apic_hz``) and is never ticked: its registers say when it began and when it
-ends, in the host's TSC, and counts are computed when they are read. One thread for the machine, ``timer_loop``, sleeps
-until the earliest ``deadline`` and sets PENDING_TIMER; the vCPU then calls ``lapic_timer_expired``, which interrupts and
-arms the next period on the grid of the first, leaving out those that are past.
+The timer counts the engine's APIC clock (``apic_hz``) and is never ticked: its registers say when it began and when
+it ends, in the host's TSC, and counts are computed when they are read. One thread for the machine, ``timer_loop``,
+sleeps until the earliest ``deadline`` and sets PENDING_TIMER; the vCPU then calls ``lapic_timer_expired``, which
+interrupts and arms the next period on the grid of the first, leaving out those that are past.
 """
 
 import cython

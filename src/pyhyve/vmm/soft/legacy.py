@@ -5,7 +5,7 @@ leaves undefined follow the result here.
 """
 
 import cython
-from cython.cimports.libc.stdint import int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int16_t, int32_t, int64_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.mmu import effective_address, linear, mem_probe, mem_read, mem_write
@@ -26,7 +26,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     RBP,
     RSP,
     SS,
-    CpuState,
     raise_fault,
     ud,
 )

@@ -56,10 +56,10 @@ cdef uint64_t ram_host(Engine *e, uint64_t gpa, bint write) noexcept nogil
 cdef int walk(CpuState *s, uint64_t va, int access, int mode, bint quiet, uint64_t *gpa, uint32_t *flags) noexcept nogil
 
 # Linear-address accesses of 1 to 8 bytes with the rights of `mode` (MMU_*): DONE, FAULT or LEAVE (a device read that
-# Python must answer; the caller returns LEAVE with rip unchanged and is run again, then the value comes from the replay log).
-# Pages may be crossed. A write to a device is queued in s.mmio_write and counts as DONE. mem_write never returns LEAVE:
-# where it reached the local APIC and that started another processor, s.exit is filled (EXIT_SIPI) and the caller
-# completes its instruction; the engine leaves afterwards.
+# Python must answer; the caller returns LEAVE with rip unchanged and is run again, then the value comes from the
+# replay log). Pages may be crossed. A write to a device is queued in s.mmio_write and counts as DONE. mem_write never
+# returns LEAVE: where it reached the local APIC and that started another processor, s.exit is filled (EXIT_SIPI) and
+# the caller completes its instruction; the engine leaves afterwards.
 cdef int mem_read(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t *value) noexcept nogil
 cdef int mem_write(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t value) noexcept nogil
 # The same read for what the processor reads by itself (descriptor tables, TSS), with supervisor rights: DONE or FAULT.
@@ -97,8 +97,8 @@ cdef void tlb_protect(Engine *e, uint64_t gpa) noexcept nogil
 cdef enum:
     CODE_WRITE = 3
 cdef uint64_t tlb_fill(CpuState *s, uint64_t va, uint32_t size, uint32_t access, int *status) noexcept nogil
-# After a store that ran in the bounce buffer: write it out. DONE, or LEAVE with s.exit filled (EXIT_SIPI): the instruction
-# is complete, leave behind it.
+# After a store that ran in the bounce buffer: write it out. DONE, or LEAVE with s.exit filled (EXIT_SIPI): the
+# instruction is complete, leave behind it.
 cdef int bounce_finish(CpuState *s) noexcept nogil
 
 # Used inside this module only.

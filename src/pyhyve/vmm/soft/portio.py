@@ -8,7 +8,7 @@ string forms do one element for each exit, the memory side first: it must not fa
 """
 
 import cython
-from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish, set_gpr
 from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_probe, mem_read, mem_write, system_read
@@ -31,7 +31,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     RDI,
     RDX,
     RSI,
-    CpuState,
     gp,
 )
 from cython.cimports.pyhyve.vmm.soft.system import exit_to

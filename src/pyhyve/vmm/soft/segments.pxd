@@ -5,8 +5,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from pyhyve.vmm.soft.insn cimport Insn
 from pyhyve.vmm.soft.state cimport CpuState, Segment
 
-# Read an 8-byte descriptor for `selector` from GDT or LDT with supervisor rights. FAULT: `vector`(selector & ~3) beyond the limit.
-cdef int read_descriptor(CpuState *s, uint16_t selector, uint8_t vector, uint64_t *descriptor, uint64_t *address) noexcept nogil
+# Read an 8-byte descriptor for `selector` from GDT or LDT with supervisor rights. FAULT: `vector`(selector & ~3)
+# beyond the limit.
+cdef int read_descriptor(CpuState *s, uint16_t selector, uint8_t vector, uint64_t *descriptor,
+                         uint64_t *address) noexcept nogil
 cdef void unpack_descriptor(uint64_t descriptor, uint16_t selector, Segment *segment) noexcept nogil
 # MOV/POP to a data segment register or SS, with every check of SDM Vol. 2 MOV.
 cdef int load_segment(CpuState *s, int seg, uint16_t selector) noexcept nogil
@@ -87,8 +89,8 @@ cdef void set_new_stack(CpuState *s, Segment *ss, uint64_t sp) noexcept nogil
 # A stack pointer at `offset` of a 64-bit TSS: #TS beyond its limit, #SS(0) if it is not canonical.
 cdef int tss_rsp(CpuState *s, uint32_t offset, uint64_t *rsp) noexcept nogil
 
-# Task switch (SDM Vol. 3A 7.3) to the TSS `selector`, SWITCH_*; rip is what the old task goes on with. DONE, or FAULT, which
-# may already be in the new task.
+# Task switch (SDM Vol. 3A 7.3) to the TSS `selector`, SWITCH_*; rip is what the old task goes on with. DONE, or
+# FAULT, which may already be in the new task.
 cdef int task_switch(CpuState *s, uint16_t selector, int kind, uint64_t rip) noexcept nogil
 
 
@@ -104,15 +106,18 @@ cdef int write_word(CpuState *s, Insn *insn, uint16_t value) noexcept nogil
 cdef int read_far(CpuState *s, Insn *insn, uint16_t *selector, uint64_t *offset) noexcept nogil
 cdef int transfer(CpuState *s, Insn *insn, uint16_t selector, uint64_t offset, bint call) noexcept nogil
 cdef int transfer_real(CpuState *s, Insn *insn, uint16_t selector, uint64_t offset, bint call) noexcept nogil
-cdef int through_gate(CpuState *s, Insn *insn, uint64_t gate, uint64_t address, uint16_t selector, bint call) noexcept nogil
-cdef int call_inner(CpuState *s, Insn *insn, Segment *cs, uint64_t address, uint64_t rip, uint32_t size, uint32_t count) noexcept nogil
+cdef int through_gate(CpuState *s, Insn *insn, uint64_t gate, uint64_t address, uint16_t selector,
+                      bint call) noexcept nogil
+cdef int call_inner(CpuState *s, Insn *insn, Segment *cs, uint64_t address, uint64_t rip, uint32_t size,
+                    uint32_t count) noexcept nogil
 cdef int push_return(CpuState *s, uint32_t size, uint64_t rip) noexcept nogil
 cdef void load_flat(Segment *segment, uint16_t selector, uint32_t access) noexcept nogil
 cdef void set_zf(CpuState *s, bint zero) noexcept nogil
 cdef bint inspect(CpuState *s, uint16_t selector, uint32_t system_types, Segment *segment, int *status) noexcept nogil
 cdef int verify(CpuState *s, Insn *insn, bint write) noexcept nogil
 cdef int look(CpuState *s, Insn *insn, uint32_t system_types, bint limit) noexcept nogil
-cdef int system_descriptor(CpuState *s, uint16_t selector, uint64_t *descriptor, uint64_t *address, Segment *segment) noexcept nogil
+cdef int system_descriptor(CpuState *s, uint16_t selector, uint64_t *descriptor, uint64_t *address,
+                           Segment *segment) noexcept nogil
 cdef int store_table(CpuState *s, Insn *insn, uint64_t base, uint32_t limit) noexcept nogil
 cdef int load_table(CpuState *s, Insn *insn, uint64_t *base, uint32_t *limit) noexcept nogil
 cdef int load_task_segment(CpuState *s, int seg, uint16_t selector) noexcept nogil

@@ -1329,8 +1329,8 @@ def task_switch(s, selector, kind, rip):
         if (
             load_task_segment(s, CS, fields[11 + CS] & 0xFFFF) != DONE
             or load_task_segment(s, SS, fields[11 + SS] & 0xFFFF) != DONE
-            or load_task_segment(s, ES, fields[11 + ES] & 0xFFFF) != DONE
             or load_task_segment(s, DS, fields[11 + DS] & 0xFFFF) != DONE
+            or load_task_segment(s, ES, fields[11 + ES] & 0xFFFF) != DONE
             or load_task_segment(s, FS, fields[11 + FS] & 0xFFFF) != DONE
             or load_task_segment(s, GS, fields[11 + GS] & 0xFFFF) != DONE
         ):

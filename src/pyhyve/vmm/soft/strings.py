@@ -3,11 +3,11 @@
 Document: Intel SDM Vol. 2, each instruction and REP; Vol. 1 7.3.9.
 
 A repeated instruction is done in runs: as many elements as lie, for each of its operands, in RAM before the page, the
-segment or the address size ends (``run_length`` gives a host pointer to the first). What has no pointer (devices, ROM,
-an element across two pages) is done by single elements through ``mem_read`` and ``mem_write``, one for each execution of
-the instruction, for then the log of device reads stays short. After each run the registers say how far the work is, so
-that a fault in the middle finds them as the manual asks; and the instruction stops, with rip unchanged, when events wait
-or a budget is used up, to go on when it is executed again.
+segment or the address size ends (``run_length`` gives a host pointer to the first). What has no pointer (devices,
+ROM, an element across two pages) is done by single elements through ``mem_read`` and ``mem_write``, one for each
+execution of the instruction, for then the log of device reads stays short. After each run the registers say how far
+the work is, so that a fault in the middle finds them as the manual asks; and the instruction stops, with rip
+unchanged, when events wait or a budget is used up, to go on when it is executed again.
 """
 
 import cython
@@ -39,7 +39,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     RCX,
     RDI,
     RSI,
-    CpuState,
 )
 
 # The instruction and its operands

@@ -93,7 +93,8 @@ cdef enum:
 cdef void update_mode(CpuState *s) noexcept nogil
 # The architectural reset state (SDM Vol. 3A 9.1.1); INIT keeps XSAVE state, MSRs and caches.
 cdef void reset_cpu(CpuState *s, bint init) noexcept nogil
-# MSR access by number without privilege check: DONE, FAULT (#GP recorded) or LEAVE (unknown: exit filled / answer used).
+# MSR access by number without privilege check: DONE, FAULT (#GP recorded) or LEAVE (unknown: exit filled, or the
+# answer used).
 cdef int msr_read(CpuState *s, uint32_t index, uint64_t *value) noexcept nogil
 cdef int msr_write(CpuState *s, uint32_t index, uint64_t value) noexcept nogil
 cdef int set_cr0(CpuState *s, uint64_t value) noexcept nogil
@@ -110,8 +111,8 @@ cdef void cpuid_query(CpuState *s, uint32_t leaf, uint32_t subleaf, uint32_t *re
 # Is a feature bit announced?
 cdef bint feature(Engine *e, uint32_t leaf, int reg, int bit) noexcept nogil
 
-# The stack as PUSH and POP see it. push_value: check and write `size` bytes, then lower rSP. peek_value: read at rSP + offset; the caller raises rSP
-# with stack_adjust once nothing can fail any more.
+# The stack as PUSH and POP see it. push_value: check and write `size` bytes, then lower rSP. peek_value: read at
+# rSP + offset; the caller raises rSP with stack_adjust once nothing can fail any more.
 cdef uint32_t stack_size(CpuState *s) noexcept nogil
 cdef void stack_adjust(CpuState *s, int64_t delta) noexcept nogil
 cdef int push_value(CpuState *s, uint64_t value, uint32_t size) noexcept nogil

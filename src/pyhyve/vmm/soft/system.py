@@ -1,17 +1,19 @@
-"""Control, debug and model-specific registers, CPUID, the time-stamp counter, flags, and the modes that follow from them.
+"""Control, debug and model-specific registers, CPUID, the time-stamp counter, flags, and the modes that follow from
+them.
 
-Documents: Intel SDM Vol. 2 (each instruction), Vol. 3A chapter 2 (control registers), 9.1 (reset state), 10.8.5 (entering
-IA-32e mode), 11.11 (MTRRs), 17.2 (debug registers), Vol. 4 (model-specific registers); AMD APM Vol. 2 for AMD's own.
+Documents: Intel SDM Vol. 2 (each instruction), Vol. 3A chapter 2 (control registers), 9.1 (reset state), 10.8.5
+(entering IA-32e mode), 11.11 (MTRRs), 17.2 (debug registers), Vol. 4 (model-specific registers); AMD APM Vol. 2 for
+AMD's own.
 
-Helpers check privilege and operands and then call the ``set_*`` function of the register, which checks its value, stores
-it, flushes what is stale and recomputes the mode. An MSR that is not kept here leaves to the machine with EXIT_RDMSR or
-EXIT_WRMSR. CPUID answers from the engine's table, with the bits that change at run time filled in.
+Helpers check privilege and operands and then call the ``set_*`` function of the register, which checks its value,
+stores it, flushes what is stale and recomputes the mode. An MSR that is not kept here leaves to the machine with
+EXIT_RDMSR or EXIT_WRMSR. CPUID answers from the engine's table, with the bits that change at run time filled in.
 
 ``supported_cpuid`` tells what the table may announce (``announce`` decides), ``host_cpuid`` what the host has.
 """
 
 import cython
-from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.lapic import (
@@ -77,7 +79,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_WRMSR,
     FAULT,
     FLAG_AC,
-    FLAG_CF,
     FLAG_ID,
     FLAG_IOPL,
     FLAG_NT,
@@ -125,8 +126,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SEG_WRITABLE,
     SS,
     CpuidRow,
-    CpuState,
-    Engine,
     Segment,
     get_rflags,
     gp,
@@ -1149,7 +1148,7 @@ def popf(s, insn):
 
 
 def stac(s, insn):
-    if s.cpl != 0 or not feature(s.engine, 7, R_EBX, 20):
+    if s.cpl != 0 or (s.cr4 & CR4_SMAP == 0 and not feature(s.engine, 7, R_EBX, 20)):
         return ud(s)
     s.flags_system |= FLAG_AC
     update_mode(s)
@@ -1157,7 +1156,7 @@ def stac(s, insn):
 
 
 def clac(s, insn):
-    if s.cpl != 0 or not feature(s.engine, 7, R_EBX, 20):
+    if s.cpl != 0 or (s.cr4 & CR4_SMAP == 0 and not feature(s.engine, 7, R_EBX, 20)):
         return ud(s)
     s.flags_system &= ~cython.cast(uint64_t, FLAG_AC)
     update_mode(s)

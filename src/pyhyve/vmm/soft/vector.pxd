@@ -53,7 +53,8 @@ cdef int maskmovdqu(CpuState *s, Insn *insn) noexcept nogil
 # Used inside this module only.
 cdef uint32_t *word(uint8_t *area, uint32_t offset) noexcept nogil
 cdef uint64_t *quad(uint8_t *area, uint32_t offset) noexcept nogil
-cdef int area_address(CpuState *s, Insn *insn, uint32_t size, uint32_t alignment, int access, uint64_t *va) noexcept nogil
+cdef int area_address(CpuState *s, Insn *insn, uint32_t size, uint32_t alignment, int access,
+                      uint64_t *va) noexcept nogil
 cdef int read_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
 cdef int write_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
 cdef void clear_header(uint8_t *area) noexcept nogil

@@ -3,13 +3,13 @@
 Documents: Intel SDM Vol. 1 chapter 13 (XSAVE), 10.5 (FXSAVE); Vol. 2, each instruction.
 
 The guest's registers are live in the host's while this runs. State that is saved goes by the host's own instruction
-into the vCPU's bounce buffer and from there into guest memory, part by part as the manual says which parts are written;
-state that is restored is read into the buffer, checked there, and only then given to the host's instruction: what the
-guest can still change is never trusted. Instruction and data pointers of the x87 unit would tell host addresses, so the
-guest sees zeros there.
+into the vCPU's bounce buffer and from there into guest memory, part by part as the manual says which parts are
+written; state that is restored is read into the buffer, checked there, and only then given to the host's instruction:
+what the guest can still change is never trusted. Instruction and data pointers of the x87 unit would tell host
+addresses, so the guest sees zeros there.
 
-Gathers and masked moves touch memory lane by lane. They work on the vCPU's XSAVE area, which is free while the registers
-are live: registers out, lanes changed, registers back in.
+Gathers and masked moves touch memory lane by lane. They work on the vCPU's XSAVE area, which is free while the
+registers are live: registers out, lanes changed, registers back in.
 """
 
 import cython
@@ -46,7 +46,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     RAX,
     RDI,
     RDX,
-    CpuState,
     gp,
     raise_fault,
     ud,
@@ -452,6 +451,7 @@ def vgather(s, insn):
 def vmaskmov(s, insn):
     """VMASKMOVPS, VMASKMOVPD, VPMASKMOVD, VPMASKMOVQ, load and store. Lanes masked out touch no memory."""
     store: cython.bint = insn.opcode == 0x2E or insn.opcode == 0x2F or insn.opcode == 0x8E
+    access: cython.int = ACCESS_WRITE if store else ACCESS_READ
     size: uint32_t = 4
     lanes: uint32_t
     lane: uint32_t
@@ -477,7 +477,7 @@ def vmaskmov(s, insn):
         loaded[lane] = 0
         if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1) == 0:
             continue
-        status = linear(s, insn.segment, ea + lane * size, size, ACCESS_WRITE if store else ACCESS_READ, cython.address(va))
+        status = linear(s, insn.segment, ea + lane * size, size, access, cython.address(va))
         if status == DONE and store:
             status = mem_probe(s, va, size, ACCESS_WRITE, s.mmu_mode)
         elif status == DONE:

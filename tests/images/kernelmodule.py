@@ -1,0 +1,20 @@
+"""Makes ELF objects with a ``.modinfo`` section, the part of a kernel module that the image builder reads."""
+
+import struct
+
+
+def module(**info):
+    """A module; values are strings or lists of them."""
+    items = []
+    for key, value in info.items():
+        for one in [value] if isinstance(value, str) else value:
+            items.append(f"{key}={one}".encode() + b"\0")
+    modinfo = b"".join(items)
+    names = b"\0.modinfo\0.shstrtab\0"
+    data = modinfo + names
+    table = 64 + len(data)
+    sections = [(0, 0, 0), (1, 64, len(modinfo)), (10, 64 + len(modinfo), len(names))]
+    rows = b"".join(struct.pack("<IIQQQQIIQQ", name, 1, 0, 0, at, size, 0, 0, 1, 0) for name, at, size in sections)
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    header = ident + struct.pack("<HHIQQQIHHHHHH", 1, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, len(sections), 2)
+    return header + data + rows
