@@ -516,6 +516,7 @@ def run_loop(s):
     why: cython.int
     status: cython.int
     va: uint64_t
+    chain_to: uint64_t = 0
     code: uint64_t
     i: uint32_t
     flushes: uint64_t
@@ -543,12 +544,14 @@ def run_loop(s):
                 sleep_halted(s)
                 native.xrstor(s.xsave, s.engine.xsave_mask)
             continue
+        va = linear_rip(s)
+        # An interrupt may have come between the unresolved jump and here: then nothing is chained.
+        patch = patch and va == chain_to and s.mode == s.slot_mode
         if s.mode != s.slot_mode:
             s.mode_slot = mode_slot(s.engine, s.mode)
             s.slot_mode = s.mode
         trap = (s.flags_system & FLAG_TF) != 0
         step = trap or s.inhibit or s.step_once or s.step_exit or s.replay
-        va = linear_rip(s)
         i = (va & 0x7F) | ((va >> 5) & 0xF80)
         if step:
             b = find_block(s, True)
@@ -584,6 +587,7 @@ def run_loop(s):
             set_linear(s, s.exit_target)
         elif why == X_CHAIN:
             set_linear(s, s.page_va + s.exit_target)
+            chain_to = linear_rip(s)
             patch = True
         elif why == X_EVENT:
             # An event, or the block has been retired: the jump cache may still name it.

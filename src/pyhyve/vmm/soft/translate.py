@@ -466,6 +466,7 @@ def emit_reg_form(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyt
     rm: uint32_t = insn.rm
     vvvv: uint32_t = insn.vvvv
     force: cython.bint = False
+    high: cython.bint = False
     if not insn.has_modrm:
         if op.z_access:
             if high_byte(insn, rm, op.z_size):
@@ -481,7 +482,9 @@ def emit_reg_form(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyt
             write_back(x, insn.rm, rm)
         return
     if op.reg_access:
-        if not high_byte(insn, reg, op.reg_size):
+        if high_byte(insn, reg, op.reg_size):
+            high = True
+        else:
             reg = source(x, reg, T1)
             force = op.reg_size == SZ_B
     if op.rm_access:
@@ -490,12 +493,15 @@ def emit_reg_form(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyt
                 # MOVZX ESP, AH and the like: AH cannot be named beside R15
                 rorx(a, T0, rm & 3, 8)
                 rm = T0
+            else:
+                high = True
         else:
             rm = source(x, rm, T0)
             force = force or op.rm_size == SZ_B
     if op.vvvv_access:
         vvvv = source(x, vvvv, T2)
-    emit_opcode(x, insn, reg, 0, rm, vvvv, force)
+    # With a REX prefix AH to BH would be SPL to DIL. Byte registers beside them are AL to BL, which need none.
+    emit_opcode(x, insn, reg, 0, rm, vvvv, force and not high)
     e8(a, 0xC0 | ((reg & 7) << 3) | (rm & 7))
     emit_immediate(x, insn)
     if op.reg_access & OP_WRITE and not high_byte(insn, insn.reg, op.reg_size):

@@ -1,0 +1,104 @@
+"""How the two machines are started: command lines for a Linux guest and for a few bytes of assembly."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from benchmarks.measure import BenchmarkError
+from pyhyve.images import GuestImage, ImageError, build_debian
+
+MEMORY_MB = 512
+_OPTIONS = f"-A -c 1 -m {MEMORY_MB}M -H -s 0,hostbridge -s 31,lpc -l com1,stdio -o vmm.backend=soft".split()
+
+
+def bhyve() -> list[str]:
+    """The ``bhyve`` command of the Python that runs this."""
+    script = Path(sys.executable).with_name("bhyve")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "pyhyve.commands.bhyve"]
+
+
+def ours(kernel: Path, initrd: Path | None = None) -> list[str]:
+    """A machine of ours."""
+    argv = [*bhyve(), *_OPTIONS, "-o", f"boot.kernel={kernel}", "-o", "boot.cmdline=console=ttyS0"]
+    return [*argv, *(["-o", f"boot.initrd={initrd}"] if initrd else []), "bench"]
+
+
+def qemu_options(qemu: str) -> list[str]:
+    """QEMU's machine, but for what it boots."""
+    return [qemu, *f"-accel tcg -cpu max -m {MEMORY_MB}M -nographic -no-reboot".split()]
+
+
+def qemu_linux(qemu: str, image: GuestImage) -> list[str]:
+    """QEMU with a Linux guest."""
+    options = qemu_options(qemu)
+    return [*options, "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", "console=ttyS0"]
+
+
+@dataclass
+class Context:
+    """What a benchmark may use: how often to run, QEMU if there is one, a folder for files, the Linux guest."""
+
+    runs: int
+    quick: bool
+    qemu: str | None
+    folder: Path
+
+    @cached_property
+    def image(self) -> GuestImage:
+        """The Debian guest, built on first use. Raises ``BenchmarkError``."""
+        try:
+            return build_debian(lambda message, _fraction: print(f"guest: {message}", file=sys.stderr))
+        except ImageError as error:
+            raise BenchmarkError(f"no Debian guest: {error}") from None
+
+    def assemble(self, name: str, source: str, *link: str) -> Path:
+        """Assemble 32-bit ``source`` and link it with the options ``link``; the file."""
+        for tool in ("as", "ld"):
+            if shutil.which(tool) is None:
+                raise BenchmarkError(f"`{tool}` is not on this host (binutils)")
+        obj, out = self.folder / f"{name}.o", self.folder / name
+        for argv in (["as", "--32", "-o", obj, "-"], ["ld", "-m", "elf_i386", *link, "-o", out, obj]):
+            done = subprocess.run(argv, input=source, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise BenchmarkError(f"{argv[0]}: {done.stderr.strip()}")
+        return out
+
+    def kernel(self, name: str, body: str) -> Path:
+        """A multiboot kernel that runs ``body`` in flat protected mode and then powers ours off."""
+        return self.assemble(name, _MULTIBOOT + body + _POWER_OFF, "-Ttext=0x100000")
+
+    def rom(self, name: str, body: str) -> Path:
+        """64 KB of ROM that runs ``body`` in real mode, first of all that the machine executes."""
+        return self.assemble(name, _ROM.format(body=body), "-Ttext=0", "--oformat=binary", "-e", "0")
+
+
+_MULTIBOOT = """
+.code32
+.align 4
+.long 0x1BADB002, 0, -0x1BADB002
+.globl _start
+_start:
+    mov $0x80000, %esp
+"""
+_POWER_OFF = """
+    mov $0x404, %dx     # PM1a control: SLP_EN, SLP_TYP 5
+    mov $0x3400, %ax
+    out %ax, %dx
+1:  hlt
+    jmp 1b
+"""
+_ROM = """
+.code16
+{body}
+1:  hlt
+    jmp 1b
+.org 0xFFF0
+    .byte 0xE9          # jmp 0, in a segment that begins with the ROM
+    .word -0xFFF3
+.org 0x10000
+"""
