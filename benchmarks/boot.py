@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -60,8 +59,9 @@ def own_memory(smaps: str, guest_mb: int) -> float:
 
 
 @cache
-def _boots(runs: int, qemu: str | None, context: _Shared) -> tuple[list[Boot], list[Boot]]:
-    image = context.context.image
+def boots(context: Context) -> tuple[list[Boot], list[Boot]]:
+    """The boots that ``boot`` and ``memory`` look at, ours and QEMU's."""
+    image, qemu = context.image, context.qemu
 
     def boot(argv: list[str]) -> Boot:
         with Console(argv) as console:
@@ -70,4 +70,62 @@ def _boots(runs: int, qemu: str | None, context: _Shared) -> tuple[list[Boot], l
             return Boot(seconds, own_memory(smaps, MEMORY_MB))
 
     mine = ours(image.kernel, image.initrd)
-    return alternate(runs, lambda: boot(mine), (lambda: boot(qemu_linux(qemu, image))) if qemu else None)
+    return alternate(context.runs, lambda: boot(mine), (lambda: boot(qemu_linux(qemu, image))) if qemu else None)
+
+
+def run_boot(context: Context) -> Iterator[Result]:
+    """Start to the shell's prompt, and the phases of it."""
+    mine, theirs = boots(context)
+    yield Result("start to shell", "s", [b.seconds for b in mine], [b.seconds for b in theirs], ratio_limit=3)
+    yield from split_boot(context)
+
+
+def run_memory(context: Context) -> Iterator[Result]:
+    """The VMM's memory beyond the guest's, at the prompt."""
+    mine, theirs = boots(context)
+    sizes = [b.megabytes for b in mine], [b.megabytes for b in theirs]
+    yield Result("the VMM's own memory", "MB", *sizes, limit=150)
+
+
+def phases(spawned: float, report: Mapping[str, float]) -> dict[str, float]:
+    """Seconds a phase, of a process spawned at ``spawned``; ``report`` is what ``probe`` sends."""
+    running = report["now"] - report["started"]
+    inside = report["vcpu0.run_tsc"] / report["tsc_hz"]
+    translation = report["vcpu0.translate_tsc"] / report["tsc_hz"]
+    waiting = min(max(running - report["cpu"], 0), inside)
+    return {
+        "start-up": report["started"] - spawned,
+        "translation": translation,
+        "execution": max(inside - translation - waiting, 0),
+        "exits": max(running - inside, 0),
+        "waiting": waiting,
+    }
+
+
+def split_boot(context: Context) -> Iterator[Result]:
+    """One boot in a process that tells where its time went."""
+    image = context.image
+    (asked, ask), (answer, told) = os.pipe(), os.pipe()
+    argv = [sys.executable, "-m", "benchmarks.probe", "boot"]
+    argv += [str(image.kernel), str(image.initrd), str(MEMORY_MB), str(asked), str(told)]
+    try:
+        with Console(argv, (asked, told)) as console:
+            console.expect(PROMPT)
+            os.write(ask, b"?")
+            report: dict[str, float] = json.loads(os.read(answer, 1 << 16))
+            spawned = console.spawned
+    finally:
+        for fd in (asked, ask, answer, told):
+            os.close(fd)
+    if "tsc_hz" not in report:
+        raise BenchmarkError("the backend counts no time: the split of a boot needs the engine")
+    found = phases(spawned, report)
+    total = sum(found.values())
+    counts = {name.removeprefix("vcpu0."): f"{value:.0f}" for name, value in report.items()}
+    notes = {
+        "translation": f"{counts['instructions_translated']} instructions in {counts['blocks']} blocks",
+        "exits": f"{counts['inout']} ports, {counts['inst-emul']} mmio",
+    }
+    for name, seconds in found.items():
+        note = f"{100 * seconds / total:.0f} %" + (f", {notes[name]}" if name in notes else "")
+        yield Result(f"    of one boot: {name}", "s", [seconds], note=note)

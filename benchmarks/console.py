@@ -13,7 +13,7 @@ from typing import Self
 from benchmarks.measure import BenchmarkError
 
 PROMPT = b"root@debian:~# "
-DONE = b"<done>"
+BEGUN, DONE = b"<go>\r\n", b"<done>"
 PATIENCE = 300.0
 """Seconds after which a guest that says nothing of what is waited for is given up."""
 
@@ -64,11 +64,10 @@ class Console:
         self.process.stdin.write(text.encode())
 
     def time(self, command: str) -> tuple[float, bytes]:
-        """Run ``command`` at the prompt: seconds from typing it to its end, and what it printed."""
-        start = time.monotonic()
-        # quoted, so that the echo of the command is not taken for its end
-        self.send(f"{command}; echo '<'done'>'\n")
-        self.expect(b"\n")
+        """Run ``command`` at the prompt: the seconds it takes, as the host sees them, and what it printed."""
+        # quoted, so that the echo of the command is not taken for its beginning or end
+        self.send(f"echo '<'go'>'; {command}; echo '<'done'>'\n")
+        start = self.expect(BEGUN)
         end, output = self._read_until(DONE, PATIENCE)
         self.expect(PROMPT)
         return end - start, output

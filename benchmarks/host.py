@@ -36,10 +36,11 @@ def describe(qemu: str | None, guest: str | None) -> list[str]:
     with open("/proc/cpuinfo") as file:
         model = cpu_model(file.read())
     load = os.getloadavg()[0]
+    python = f"{platform.python_implementation()} {platform.python_version()}"
     lines = [
         f"date    {time.strftime('%Y-%m-%d %H:%M %Z')}",
         f"host    {model}, {os.cpu_count()} CPUs, Linux {platform.release()}, load {load:.2f}",
-        f"ours    pyhyve {__version__}, {platform.python_implementation()} {platform.python_version()}, vmm.backend=soft",
+        f"ours    pyhyve {__version__}, {python}, vmm.backend=soft",
     ]
     if qemu is None:
         lines.append(f"peer    {QEMU} is not installed (Debian: qemu-system-x86): only our own figures, no ratios")

@@ -39,7 +39,7 @@ def qemu_linux(qemu: str, image: GuestImage) -> list[str]:
     return [*options, "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", "console=ttyS0"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Context:
     """What a benchmark may use: how often to run, QEMU if there is one, a folder for files, the Linux guest."""
 
@@ -62,7 +62,7 @@ class Context:
             if shutil.which(tool) is None:
                 raise BenchmarkError(f"`{tool}` is not on this host (binutils)")
         obj, out = self.folder / f"{name}.o", self.folder / name
-        for argv in (["as", "--32", "-o", obj, "-"], ["ld", "-m", "elf_i386", *link, "-o", out, obj]):
+        for argv in (["as", "--32", "-o", str(obj), "-"], ["ld", "-m", "elf_i386", *link, "-o", str(out), str(obj)]):
             done = subprocess.run(argv, input=source, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise BenchmarkError(f"{argv[0]}: {done.stderr.strip()}")

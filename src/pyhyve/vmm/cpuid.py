@@ -96,7 +96,7 @@ _EXT7_EDX_KEPT = _bits(8)  # invariant TSC
 
 _KEPT = frozenset(
     {0, 1, 2, 4, 6, 7, 0x15, 0x16}
-    | {EXTENDED_LEAF + number for number in (0, 1, 2, 3, 4, 5, 6, 7, 8, 0x19, 0x1A, 0x1D, 0x1E)}
+    | {EXTENDED_LEAF + number for number in (0, 1, 2, 3, 4, 5, 6, 7, 8, 0x19, 0x1A, 0x1D, 0x1E, 0x21)}
 )
 _TOPOLOGY_LEAF = 0xB
 _LEVEL_SMT = 1

@@ -41,8 +41,8 @@ _LEAF7_EDX = _bits(4)
 _AVX_LEAF1_ECX = _bits(12, 28, 29)
 _AVX_LEAF7_EBX = _bits(5)
 _AVX_LEAF7_ECX = _bits(9, 10)
-# Leaf 0x80000001 ECX: LAHF ABM SSE4A MISALIGNSSE 3DNOWPREFETCH TOPOEXT
-_EXT1_ECX = _bits(0, 5, 6, 7, 8, 22)
+# Leaf 0x80000001 ECX: LAHF ABM MISALIGNSSE 3DNOWPREFETCH TOPOEXT
+_EXT1_ECX = _bits(0, 5, 7, 8, 22)
 _TOPOEXT = _bits(22)
 # ... EDX: SYSCALL NX PDPE1GB RDTSCP LM; on AMD also the bits that mirror leaf 1
 _EXT1_EDX = _bits(11, 20, 26, 27, 29)
@@ -53,7 +53,13 @@ _XCR0_CARRIED = 7  # x87, SSE, AVX
 _XCR0_AVX = 6
 _ARAT = _bits(2)
 _INVARIANT_TSC = _bits(8)
-_LFENCE_SERIALIZES = _bits(2)
+# Speculation. A guest's branches are the engine's own, at the engine's addresses, and RET goes through the jump cache:
+# what kernels do against the defects of a real CPU's predictors costs much here and helps nobody. docs/engine.md says
+# what is promised and what is not. Leaf 0x80000008 EBX: SSB_NO BTC_NO; 0x80000021 EAX: LFENCE serializes, automatic
+# IBRS (EFER bit 21 is accepted), SRSO_NO; ECX: TSA_SQ_NO TSA_L1_NO.
+_EXT8_EBX_OWN = _bits(26, 29)
+_EXT21_EAX_OWN = _bits(2, 8, 29)
+_EXT21_ECX_OWN = _bits(1, 2)
 _PHYSICAL_BITS = 46  # as the page walker has it
 _LINEAR_BITS = 48
 _EXTENDED = 0x80000000
@@ -170,12 +176,13 @@ def _extended_rows(read: ReadLeaf, intel: bool) -> list[Row]:
     eax, ebx, ecx, edx = read(_EXTENDED + 1, 0)
     edx &= _EXT1_EDX if intel else _EXT1_EDX | _EXT1_EDX_MIRROR
     rows: list[Row] = [
-        (_EXTENDED, None, min(top, _EXTENDED + (8 if intel else 0x21)), vendor[0], vendor[1], vendor[2]),
+        (_EXTENDED, None, min(top, _EXTENDED + 8) if intel else _EXTENDED + 0x21, vendor[0], vendor[1], vendor[2]),
         (_EXTENDED + 1, None, eax, ebx, ecx & _EXT1_ECX, edx),
     ]
     rows += [(_EXTENDED + number, None, *read(_EXTENDED + number, 0)) for number in (2, 3, 4, 5, 6)]
     rows.append((_EXTENDED + 7, None, 0, 0, 0, read(_EXTENDED + 7, 0)[3] & _INVARIANT_TSC))
-    rows.append((_EXTENDED + 8, None, _LINEAR_BITS << 8 | _PHYSICAL_BITS, 0, 0, 0))
+    address_sizes = _LINEAR_BITS << 8 | _PHYSICAL_BITS
+    rows.append((_EXTENDED + 8, None, address_sizes, 0 if intel else _EXT8_EBX_OWN, 0, 0))
     if intel:
         return rows
     there = [number for number in (0x19, 0x1A) if top >= _EXTENDED + number]
@@ -183,6 +190,5 @@ def _extended_rows(read: ReadLeaf, intel: bool) -> list[Row]:
     if top >= _EXTENDED + 0x1E and ecx & _TOPOEXT:
         rows += _cache_rows(read, _EXTENDED + 0x1D)
         rows.append((_EXTENDED + 0x1E, None, 0, 0, 0, 0))
-    if top >= _EXTENDED + 0x21:
-        rows.append((_EXTENDED + 0x21, None, read(_EXTENDED + 0x21, 0)[0] & _LFENCE_SERIALIZES, 0, 0, 0))
+    rows.append((_EXTENDED + 0x21, None, _EXT21_EAX_OWN, 0, _EXT21_ECX_OWN, 0))
     return rows

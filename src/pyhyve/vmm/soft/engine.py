@@ -448,8 +448,8 @@ class SoftCpu:
         s.exc_error = error_code or 0
         s.exc_soft = 0
         if s.exit.kind == EXIT_WRMSR:
-            # WRMSR has advanced rip before it left: the fault is the instruction's (0F 30, two bytes).
-            s.rip -= 2
+            # WRMSR has advanced rip before it left: the fault is the instruction's, whose length is in the exit.
+            s.rip -= s.exit.size
         s.answered = 0
 
     def set_capability(self, cap, on):
@@ -590,6 +590,9 @@ class SoftCpu:
         self.s.exit.kind = EXIT_NONE
 
     def get_xsave(self):
+        i: cython.int
+        for i in range(8, 24):  # the last x87 instruction and operand pointers are the host's
+            self.s.xsave[i] = 0
         return PyBytes_FromStringAndSize(cython.cast(cython.p_char, self.s.xsave), 832)
 
     def set_xsave(self, data):

@@ -168,7 +168,7 @@ FF/6 push Ev d64 %push_mem
 0F.01/7.m invlpg M- @invlpg
 0F.02 lar Gv- Ew- @lar
 0F.03 lsl Gv- Ew- @lsl
-0F.05 syscall o64 @syscall
+0F.05 syscall @syscall
 0F.06 clts @clts
 0F.07 sysret o64 @sysret
 0F.08 invd @invd

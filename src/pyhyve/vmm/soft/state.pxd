@@ -107,6 +107,7 @@ cdef enum:
     EFER_LMA = 0x400
     EFER_NXE = 0x800
     EFER_FFXSR = 0x4000
+    EFER_AIBRSE = 0x200000
 
     # Exception vectors.
     EXC_DE = 0

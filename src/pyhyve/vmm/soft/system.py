@@ -69,6 +69,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     DS,
     EFER_LMA,
     EFER_LME,
+    EFER_AIBRSE,
     EFER_NXE,
     EFER_SCE,
     ES,
@@ -473,6 +474,9 @@ def set_cr4(s, value):
 def set_efer(s, value):
     allowed: uint64_t = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
     changed: uint64_t = s.efer ^ value
+    row: cython.pointer[CpuidRow] = cpuid_row(s.engine, 0x8000 << 16 | 0x21, 0)
+    if row != cython.NULL and row.eax & 0x100:
+        allowed |= EFER_AIBRSE
     if value & ~allowed:
         return gp(s, 0)
     if changed & EFER_LME and s.cr0 & CR0_PG:

@@ -1,0 +1,70 @@
+"""The command: which benchmarks, how often, and their lines as they come."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import boot, exits, host, startup, work
+from benchmarks.machines import Context
+from benchmarks.measure import BenchmarkError, Result
+
+BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result]], bool]] = {
+    "help": (startup.run_help, False),
+    "start": (startup.run_start, False),
+    "pio": (exits.run_pio, False),
+    "mmio": (exits.run_mmio, False),
+    "boot": (boot.run_boot, True),
+    "memory": (boot.run_memory, True),
+    "work": (work.run_work, True),
+}
+"""By name: what runs it, and whether it needs the Linux guest."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what was asked for. 0, or 1 if a benchmark gave no figure; a limit that is not kept only says so."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="pyhyve side by side with QEMU's TCG.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones (default: all): {' '.join(BENCHMARKS)}")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="how often each runs (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="once each, and less of it: to see that it works")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names:
+        if name not in BENCHMARKS:
+            parser.error(f"there is no benchmark '{name}'; there are {', '.join(BENCHMARKS)}")
+    if arguments.runs < 1:
+        parser.error("--runs is at least 1")
+    names = arguments.names or list(BENCHMARKS)
+    with tempfile.TemporaryDirectory(prefix="pyhyve-bench-") as folder:
+        runs = 1 if arguments.quick else arguments.runs
+        context = Context(runs, arguments.quick, host.find_qemu(), Path(folder))
+        return run(context, names)
+
+
+def run(context: Context, names: Sequence[str]) -> int:
+    """The report."""
+    status = 0
+    guest = None
+    if any(BENCHMARKS[name][1] for name in names):
+        try:
+            guest = context.image.version
+        except BenchmarkError as error:
+            print(error, file=sys.stderr)
+            names = [name for name in names if not BENCHMARKS[name][1]]
+            status = 1
+    print("\n".join(host.describe(context.qemu, guest)))
+    print(f"runs    {context.runs}; a figure is the median, in parentheses the smallest and the largest\n", flush=True)
+    for name in names:
+        try:
+            for result in BENCHMARKS[name][0](context):
+                print(result.line(), flush=True)
+        except BenchmarkError as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

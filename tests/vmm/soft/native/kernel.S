@@ -1,0 +1,50 @@
+# The guest's kernel: what the signal handler is for the native process, and the gate by which a batch ends.
+
+        .text
+        .macro  stub number
+        .balign 16
+        .if     !(\number == 8 || (\number >= 10 && \number <= 14) || \number == 17)
+        pushq   $0
+        .endif
+        pushq   $\number
+        jmp     fault
+        .endm
+
+        .set    n, 0
+        .rept   32
+        stub    %n
+        .set    n, n + 1
+        .endr
+
+        .balign 16
+        outb    %al, $0xF4                      # gate 0x40, at 32 * 16
+        iretq
+
+        .balign 16
+fault:  pushq   %rax
+        pushq   %rcx
+        cmpb    $0, PHASE
+        je      astray
+        movl    CURSOR, %eax
+        shll    $10, %eax
+        leaq    OUT(%rax), %rax
+        movq    16(%rsp), %rcx
+        movq    %rcx, VECTOR(%rax)
+        cmpl    $14, %ecx
+        jne     1f
+        movq    %cr2, %rcx
+        movq    %rcx, CR2(%rax)
+1:      movq    24(%rsp), %rcx
+        andl    $~1, %ecx
+        movq    %rcx, ERROR(%rax)
+        movq    32(%rsp), %rcx
+        movq    %rcx, FAULT_RIP(%rax)
+        movq    $DONE, 32(%rsp)
+        popq    %rcx
+        popq    %rax
+        addq    $16, %rsp
+        iretq
+astray: movl    16(%rsp), %eax                  # a fault in the harness itself
+        movq    32(%rsp), %rcx
+        outb    %al, $0xF5
+        hlt
