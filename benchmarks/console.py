@@ -13,7 +13,6 @@ from typing import Self
 from benchmarks.measure import BenchmarkError
 
 PROMPT = b"root@debian:~# "
-BEGUN, DONE = b"<go>\r\n", b"<done>"
 PATIENCE = 300.0
 """Seconds after which a guest that says nothing of what is waited for is given up."""
 
@@ -64,11 +63,17 @@ class Console:
         self.process.stdin.write(text.encode())
 
     def time(self, command: str) -> tuple[float, bytes]:
-        """Run ``command`` at the prompt: the seconds it takes, as the host sees them, and what it printed."""
+        """Run ``command`` at the prompt: the seconds it takes, as the host sees them, and what it printed.
+
+        Raises ``BenchmarkError`` if its status is not 0.
+        """
         # quoted, so that the echo of the command is not taken for its beginning or end
-        self.send(f"echo '<'go'>'; {command}; echo '<'done'>'\n")
-        start = self.expect(BEGUN)
-        end, output = self._read_until(DONE, PATIENCE)
+        self.send(f"echo '<'go'>'; {command}; echo '<'status $?'>'\n")
+        start = self.expect(b"<go>\r\n")
+        end, output = self._read_until(b"<status ", PATIENCE)
+        _, status = self._read_until(b">", PATIENCE)
+        if status != b"0":
+            raise BenchmarkError(f"{command}: status {status.decode()}: {output.decode(errors='replace').strip()}")
         self.expect(PROMPT)
         return end - start, output
 

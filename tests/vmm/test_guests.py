@@ -12,20 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.guests import (
-    DATA,
-    DEVICE,
-    NO_EXECUTE,
-    NOT_MAPPED,
-    READ_ONLY,
-    REAL_DATA,
-    USER,
-    Guest,
-    Mode,
-    assemble,
-    boot_guest,
-    is_end,
-)
 
 from pyhyve.errors import BackendError
 from pyhyve.memory import GuestMemory
@@ -46,6 +32,20 @@ from pyhyve.vmm.exits import (
     WrMsr,
 )
 from pyhyve.vmm.registers import Reg, Segment, SegmentName, Table
+from tests.guests import (
+    DATA,
+    DEVICE,
+    NO_EXECUTE,
+    NOT_MAPPED,
+    READ_ONLY,
+    REAL_DATA,
+    USER,
+    Guest,
+    Mode,
+    assemble,
+    boot_guest,
+    is_end,
+)
 
 READY = 0xF5
 MSI = 0xFEE00000

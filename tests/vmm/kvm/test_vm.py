@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.guests import DATA, assemble, boot_guest, find_backend
 
 from pyhyve.errors import BackendError
 from pyhyve.memory import GuestMemory
@@ -18,6 +17,7 @@ from pyhyve.vmm.exits import Bogus, EntryFailed, Exit, InOut
 from pyhyve.vmm.kvm import KvmHypervisor
 from pyhyve.vmm.kvm.vm import KvmMachine
 from pyhyve.vmm.registers import Access, Reg, Segment, SegmentName
+from tests.guests import DATA, assemble, boot_guest, find_backend
 
 ORG = 0x10000
 

@@ -80,6 +80,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_SPINDOWN,
     EXIT_STEP,
     FAULT,
+    FLAG_RF,
     FLAG_TF,
     LEAVE,
     LOW32,
@@ -581,6 +582,7 @@ def run_loop(s):
                 return True
             continue
         s.mmio_cursor = 0
+        s.flags_system &= ~cython.cast(uint64_t, FLAG_RF)
         s.count_enter += 1
         why = enter(s, code, va)
         if why == X_LOOKUP:

@@ -11,7 +11,7 @@ import cython
 from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.pyhyve.vmm.soft.blocks import CodeCache, code_create, code_destroy, code_flush, code_written_later
+from cython.cimports.pyhyve.vmm.soft.blocks import NO_PAGE, Block, CodeCache, code_create, code_destroy, code_flush, code_written_later
 from cython.cimports.pyhyve.vmm.soft.cpu import (
     cpu_run,
     fsgsbase_allowed,
@@ -32,7 +32,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     timer_poke,
     wake,
 )
-from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush, tlb_init, walk
+from cython.cimports.pyhyve.vmm.soft.mmu import ram_host, tlb_flush, tlb_init, walk
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     CS,
@@ -309,6 +309,45 @@ class SoftMachine:
         if self.e.code != cython.NULL:
             unwatch_region(cython.cast(cython.pointer(CodeCache), self.e.code).rx
                            + cython.cast(cython.pointer(CodeCache), self.e.code).start)
+
+    def blocks(self):
+        """Every translated block that is still valid, oldest first, while no vCPU runs: for dumps and profilers.
+
+        A tuple each: guest-physical address, mode bits, guest bytes, host address, host code, and the pairs (offset
+        in the host code, page offset of the guest instruction), hot parts first.
+        """
+        c: cython.pointer(CodeCache)
+        b: cython.pointer(Block)
+        found = []
+        i: uint32_t
+        k: uint32_t
+        first: uint32_t
+        host: uint64_t
+        if self.e.code == cython.NULL:
+            return found
+        c = cython.cast(cython.pointer(CodeCache), self.e.code)
+        for i in range(c.index_count):
+            b = c.index[i]
+            if not b.valid:
+                continue
+            first = 4096 - (b.gpa & 0xFFF)
+            if first > b.size:
+                first = b.size
+            guest = b""
+            host = ram_host(self.e, b.gpa, False)
+            if host:
+                guest = PyBytes_FromStringAndSize(cython.cast(cython.p_char, host), first)
+            if b.gpa2 != NO_PAGE and ram_host(self.e, b.gpa2, False):
+                host = ram_host(self.e, b.gpa2, False)
+                guest += PyBytes_FromStringAndSize(cython.cast(cython.p_char, host), b.size - first)
+            places = []
+            for k in range(b.map_count):
+                places.append((b.map[k].host, b.map[k].guest))
+            code = PyBytes_FromStringAndSize(
+                cython.cast(cython.p_char, c.rw + (b.code - c.rx)), b.host_end - b.code
+            )
+            found.append((b.gpa, b.mode, guest, b.code, code, places))
+        return found
 
     def stats(self):
         c: cython.pointer(CodeCache)

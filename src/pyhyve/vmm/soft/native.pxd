@@ -20,7 +20,10 @@ cdef struct Native:
     uint64_t (*xgetbv)() noexcept nogil
     void (*xsavec)(void *area, uint64_t mask) noexcept nogil
     void (*xsaveopt)(void *area, uint64_t mask) noexcept nogil
-    void (*fnstsw)(uint16_t *status) noexcept nogil
-    CpuState *(*current)() noexcept nogil                                              # whose registers GS points to
+    void (*fnstenv32)(void *area) noexcept nogil
+    void (*fnstenv16)(void *area) noexcept nogil
+    void (*fnsave32)(void *area) noexcept nogil
+    void (*fnsave16)(void *area) noexcept nogil
+    CpuState *(*current)() noexcept nogil  # whose registers GS points to
 
 cdef Native native

@@ -286,7 +286,7 @@ D9/2.m fst Md!
 D9/3.m fstp Md!
 D9/4.m fldenv Menv
 D9/5.m fldcw Mw
-D9/6.m fnstenv Menv!
+D9/6.m fnstenv M- @fnstenv
 D9/7.m fnstcw Mw!
 D9.r fmisc
 DA.m fiarith Md
@@ -311,7 +311,7 @@ DD/1.m fisttp Mq!
 DD/2.m fst Mq!
 DD/3.m fstp Mq!
 DD/4.m frstor Mfsave
-DD/6.m fnsave Mfsave!
+DD/6.m fnsave M- @fnsave
 DD/7.m fnstsw Mw!
 DD.r fmisc
 DE.m fiarith Mw

@@ -68,3 +68,7 @@ cdef void registers_from(CpuState *s) noexcept nogil
 cdef uint64_t get_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size) noexcept nogil
 cdef void set_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size, uint64_t value) noexcept nogil
 cdef int masked_store(CpuState *s, Insn *insn, uint8_t *data, uint8_t *mask, uint32_t size) noexcept nogil
+cdef int fnstenv(CpuState *s, Insn *insn) noexcept nogil
+cdef int fnsave(CpuState *s, Insn *insn) noexcept nogil
+cdef int store_x87(CpuState *s, Insn *insn, uint32_t size) noexcept nogil
+cdef void x87_out(CpuState *s, Insn *insn, uint32_t size) noexcept nogil

@@ -589,3 +589,51 @@ register("vgather", vgather)
 register("vmaskmov", vmaskmov)
 register("maskmovq", maskmovq)
 register("maskmovdqu", maskmovdqu)
+
+
+# x87 environment
+
+
+def store_x87(s, insn, size):
+    """The first ``size`` bytes of the bounce buffer to guest memory, in pieces of 2, without the host's pointers."""
+    va: uint64_t = 0
+    offset: uint32_t
+    first: uint32_t = 6 if insn.opsize == 2 else 12
+    end: uint32_t = 14 if insn.opsize == 2 else 28
+    status: cython.int = area_address(s, insn, size, 1, ACCESS_WRITE, cython.address(va))
+    value: uint64_t
+    if status != DONE:
+        return status
+    x87_out(s, insn, size)
+    for offset in range(0, size, 2):
+        value = cython.cast(cython.pointer[uint16_t], cython.address(s.bounce[offset]))[0]
+        if first <= offset < end:
+            value = 0
+        status = mem_write(s, va + offset, 2, s.mmu_mode, value)
+        if status != DONE:
+            return status
+    return finish(s, insn)
+
+
+def x87_out(s, insn, size):
+    if size >= 94:
+        if insn.opsize == 2:
+            native.fnsave16(s.bounce)
+        else:
+            native.fnsave32(s.bounce)
+    elif insn.opsize == 2:
+        native.fnstenv16(s.bounce)
+    else:
+        native.fnstenv32(s.bounce)
+
+
+def fnstenv(s, insn):
+    return store_x87(s, insn, 14 if insn.opsize == 2 else 28)
+
+
+def fnsave(s, insn):
+    return store_x87(s, insn, 94 if insn.opsize == 2 else 108)
+
+
+register("fnstenv", fnstenv)
+register("fnsave", fnsave)

@@ -45,6 +45,8 @@ NO_VECTOR = 0xFFFF_FFFF_FFFF_FFFF
 
 DONE = HARNESS + 0x200
 GUEST_FINISH = HARNESS + 0x400
+GATE = 0x40
+"""The interrupt by which the guest ends a batch."""
 
 _AT_HWCAP2 = 26
 
