@@ -192,6 +192,7 @@ class Machine:
         self._make_serial_ports()
         rsdp = self._write_tables(topology)
         self._load(rsdp)
+        self._inspect_at_end()
 
     def _refuse_what_is_missing(self) -> None:
         for name, what in NOT_YET.items():
@@ -256,7 +257,7 @@ class Machine:
         rtc.attach(self.pio)
         replaced = [rtc.set_legacy_replacement]
         if Chip.PIT not in self.vm.provides:
-            pit = Pit(self.loop, irq.line(TIMER_IRQ, "pit"))
+            pit = Pit(self.loop, irq.line(TIMER_IRQ, "pit"), self.vm.clock_port)
             pit.attach(self.pio)
             replaced.append(pit.set_legacy_replacement)
             self.parts["pit"] = pit
@@ -269,7 +270,7 @@ class Machine:
         hpet.attach(self.mmio)
         self.pm = Pm(self.power, irq.line(SCI_IRQ, "sci"))
         keyboard = I8042(self.power, irq.line(KEYBOARD_IRQ, "i8042"))
-        timer, reset, post = PmTimer(self.loop), Reset(self.power), Post()
+        timer, reset, post = PmTimer(self.loop, self.vm.clock_port), Reset(self.power), Post()
         for chip in (self.pm, keyboard, timer, reset, post):
             chip.attach(self.pio)
         self.parts.update(rtc=rtc, hpet=hpet, pm=self.pm, i8042=keyboard, pmtmr=timer, reset=reset, post=post)
@@ -357,6 +358,15 @@ class Machine:
             acpi_rsdp=rsdp,
         )
         entry.apply(self.vcpus.vcpus[0].cpu)
+
+    def _inspect_at_end(self) -> None:
+        """What the engine translated is written before the backend closes, if the configuration asks for it."""
+        if "soft" in self.config:
+            from pyhyve.debug.blocks import at_end
+
+            write = at_end(self.config, self.vm)
+            if write is not None:
+                self._closing.callback(write)
 
     # -- running --
 

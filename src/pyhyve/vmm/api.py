@@ -75,6 +75,24 @@ class CpuidEntry:
     edx: int
 
 
+@dataclass(frozen=True, slots=True)
+class ClockPort:
+    """An I/O port that reads as a counter, so that a backend may answer it without an exit.
+
+    The counter was ``base`` at ``start_ns`` (CLOCK_MONOTONIC) and counts up (``step`` 1) or down (-1) at ``hz``,
+    modulo 2 to the power of ``bits``. With ``halves``, byte reads give its low and high byte in turn, the high one first if
+    ``high_next``; else only reads of the counter's whole size are answered.
+    """
+
+    hz: int
+    start_ns: int
+    bits: int
+    base: int = 0
+    step: int = 1
+    halves: bool = False
+    high_next: bool = False
+
+
 class Hypervisor(ABC):
     """A way to run virtual CPUs."""
 
@@ -151,6 +169,13 @@ class VirtualMachine(ABC):
     @abstractmethod
     def remove_doorbell(self, address: int, size: int, fd: int, *, pio: bool = False, match: int | None = None) -> None:
         """Undo ``add_doorbell`` called with the same arguments."""
+
+    def clock_port(self, port: int, clock: ClockPort | None) -> int:
+        """Answer reads of ``port`` as ``clock`` says (None: let them exit again), where the backend can.
+
+        Returns how many reads the backend has answered there since the last call for that port.
+        """
+        return 0
 
     @abstractmethod
     def close(self) -> None:

@@ -242,3 +242,29 @@ def test_save_and_restore_goes_on_counting(rig: Rig) -> None:
     other.pit.reset()
     other.clock.advance(SECOND)
     assert other.edges == 1
+
+
+def test_a_calibration_count_is_handed_to_the_backend_and_taken_back_with_its_flip_flop():
+    """Counter 2 in mode 0 is nothing but a clock; an odd number of reads answered there moves the flip-flop."""
+    offers = []
+    clock, lines = FakeClock(), Lines()
+
+    def clock_port(port, offer):
+        offers.append((port, offer))
+        return 1 if offer is None and len(offers) > 4 else 0
+
+    pit = Pit(clock, lines.router.line(0, "pit"), clock_port)
+    pio = PioBus()
+    pit.attach(pio)
+    pio.write(0x61, 1, 1)
+    pio.write(0x43, 1, 0xB0)
+    pio.write(0x42, 1, 0xFF)
+    assert all(offer is None for _, offer in offers)
+    pio.write(0x42, 1, 0xFF)
+    port, offer = offers[-1]
+    assert port == 0x42
+    assert (offer.hz, offer.bits, offer.base, offer.step, offer.halves, offer.high_next) == (
+        1_193_182, 16, 0xFFFF, -1, True, False,
+    )  # fmt: skip
+    pio.write(0x61, 1, 1)
+    assert offers[-1][1].high_next

@@ -11,7 +11,7 @@ while a periodic counter runs takes effect at once, not at the end of the period
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
@@ -20,6 +20,7 @@ from pyhyve.bus.irq import IrqLine
 from pyhyve.bus.pio import PioBus
 from pyhyve.lifecycle import State, check_version, restore_fields, save_fields, saved_dict, saved_list
 from pyhyve.loop import Clock
+from pyhyve.vmm.api import ClockPort
 
 PORT = 0x40
 SPEAKER_PORT = 0x61
@@ -236,11 +237,18 @@ _COUNTER_FIELDS = tuple(Counter.__slots__)
 
 
 class Pit:
-    """The chip, with the speaker port. ``irq_line`` is ISA interrupt 0."""
+    """The chip, with the speaker port. ``irq_line`` is ISA interrupt 0.
 
-    def __init__(self, loop: Clock, irq_line: IrqLine) -> None:
+    While counter 2 counts down once, as for a calibration, the backend may answer its reads (``clock_port`` is
+    ``VirtualMachine.clock_port``): the calibration then is as short and as exact as on real hardware.
+    """
+
+    def __init__(
+        self, loop: Clock, irq_line: IrqLine, clock_port: Callable[[int, ClockPort | None], int] | None = None
+    ) -> None:
         self.lock = threading.RLock()
         self._loop = loop
+        self._clock_port = clock_port
         self._irq = irq_line
         self._timer = loop.timer(self._expire)
         self._counters = [Counter(), Counter(), Counter(gate=False)]
@@ -265,8 +273,29 @@ class Pit:
             return 0xFF
         return self._counters[offset].read(self._loop.now_ns())
 
+    def _take_back(self) -> None:
+        """Answer for counter 2 ourselves again; its byte flip-flop has moved with every read answered meanwhile."""
+        if self._clock_port is not None and self._clock_port(PORT + 2, None) & 1:
+            self._counters[2].high_next = not self._counters[2].high_next
+
+    def _hand_over(self) -> None:
+        """Let the backend answer for counter 2 where it is nothing but a clock."""
+        counter = self._counters[2]
+        plain = counter.running and counter.loaded and not counter.bcd and counter.mode == Mode.TERMINAL_COUNT
+        waiting = counter.latch >= 0 or counter.status >= 0 or counter.low_written >= 0
+        if self._clock_port is not None and plain and counter.access == Access.BOTH and not waiting:
+            self._clock_port(
+                PORT + 2,
+                ClockPort(FREQUENCY, counter.start, 16, counter.period(), -1, True, counter.high_next),
+            )
+
     def write(self, offset: int, size: int, value: int) -> None:
         """Write a count or the control word."""
+        self._take_back()
+        self._write(offset, value)
+        self._hand_over()
+
+    def _write(self, offset: int, value: int) -> None:
         now = self._loop.now_ns()
         if offset < 3:
             if self._counters[offset].write(value, now) and offset == 0:
@@ -300,8 +329,10 @@ class Pit:
         return int(value)
 
     def _write_speaker(self, offset: int, size: int, value: int) -> None:
+        self._take_back()
         self._speaker = value & 0x0F
         self._counters[2].set_gate(bool(value & Speaker.GATE2), self._loop.now_ns())
+        self._hand_over()
 
     def _schedule(self, after: int, now: int) -> None:
         """Arm the timer for the first rise of counter 0 after clock ``after`` of its run."""
@@ -335,6 +366,7 @@ class Pit:
     def reset(self) -> None:
         """Stop all counters."""
         with self.lock:
+            self._take_back()
             self._timer.cancel()
             self._counters = [Counter(), Counter(), Counter(gate=False)]
             self._speaker = 0
@@ -344,12 +376,14 @@ class Pit:
     def save(self) -> State:
         """The counters; running ones as the time they have run."""
         with self.lock:
+            self._take_back()
             now = self._loop.now_ns()
             counters: list[object] = []
             for counter in self._counters:
                 state = save_fields(counter, _COUNTER_FIELDS)
                 state["start"] = now - counter.start if counter.running else counter.start
                 counters.append(state)
+            self._hand_over()
             return {
                 "version": 1,
                 "counters": counters,
@@ -362,6 +396,7 @@ class Pit:
         check_version(self, state)
         saved = saved_list(state, "counters", 3)
         with self.lock:
+            self._take_back()
             restore_fields(self, ("_speaker", "_disconnected"), state)
             now = self._loop.now_ns()
             for counter, fields in zip(self._counters, saved, strict=True):
@@ -371,6 +406,7 @@ class Pit:
             timer = self._counters[0]
             self._irq.set(timer.loaded and timer.mode == Mode.TERMINAL_COUNT and timer.output(now))
             self._schedule(timer.ticks(now), now)
+            self._hand_over()
 
 
 def _from_bcd(value: int) -> int:

@@ -21,22 +21,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     mode_slot,
     retire,
 )
-from cython.cimports.pyhyve.vmm.soft.decode import (
-    NEED_AVX,
-    NEED_FPU,
-    NEED_MMX,
-    NEED_SSE,
-    K_CALL,
-    K_CALL_IND,
-    K_LEAVE,
-    K_POP,
-    K_PUSH,
-    K_PUSH_IMM,
-    K_PUSH_MEM,
-    K_RET,
-    decode,
-    ops,
-)
+from cython.cimports.pyhyve.vmm.soft.decode import ops
 from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
 from cython.cimports.pyhyve.vmm.soft.helpers import table
 from cython.cimports.pyhyve.vmm.soft.insn import Insn
@@ -67,6 +52,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXC_GP,
     EXC_MF,
     EXC_SS,
+    EXC_UD,
     EXC_XM,
     EXIT_EOI,
     EXIT_FAILED,
@@ -157,7 +143,7 @@ def on_host_fault(signum, info, context):
         if region_start[i] and region_start[i] <= pc < region_end[i]:
             s = native.current()
             s.fault_signal = signum
-            s.fault_code = info.si_code
+            s.fault_trap = cython.cast(uint32_t, uc.uc_mcontext.gregs[20])  # REG_TRAPNO: the exception's vector
             s.fault_pc = pc
             uc.uc_mcontext.gregs[16] = cython.cast(cython.longlong, region_stub[i])
             return
@@ -202,37 +188,16 @@ def unwatch_region(start):
 
 def handle_host_fault(s):
     """Turn a host signal into the guest's exception. False if it is none: then the exit is filled."""
-    insn: Insn
-    host: uint64_t
-    gpa: uint64_t = 0
-    flags: uint32_t = 0
-    need: uint32_t = 0
-    vector: uint8_t = EXC_GP
     locate(s, s.fault_pc)
-    if walk(s, linear_rip(s), ACCESS_EXEC, MMU_USER if s.mode & MODE_USER else cython.cast(cython.int, MMU_KERNEL), True,
-            cython.address(gpa), cython.address(flags)) == DONE:
-        host = ram_host(s.engine, gpa, False)
-        if host:
-            decode(cython.cast(cython.pointer(cython.const[uint8_t]), host), 15, s.mode, cython.address(insn))
-            need = ops[insn.op].need
-    if s.fault_signal == SIGFPE:
-        if s.fault_code <= 2 and need == 0:
-            raise_fault(s, EXC_DE, False, 0)
-        elif need & (NEED_SSE | NEED_AVX):
-            raise_fault(s, EXC_XM, False, 0)
-        else:
-            raise_fault(s, EXC_MF, False, 0)
-        return True
-    if s.fault_signal == SIGILL:
-        raise_fault(s, 6, False, 0)
-        return True
-    if s.fault_signal == SIGSEGV and s.fault_code == 128:
-        gp(s, 0)
+    s.bounce_active = 0  # the store that the buffer was for has not happened
+    if (s.fault_trap == EXC_DE or s.fault_trap == EXC_UD or s.fault_trap == EXC_MF or s.fault_trap == EXC_XM
+            or s.fault_trap == EXC_GP or s.fault_trap == EXC_AC):  # fmt: skip
+        raise_fault(s, s.fault_trap, s.fault_trap == EXC_GP or s.fault_trap == EXC_AC, 0)
         return True
     s.exit.kind = EXIT_FAILED
     s.exit.address = s.fault_pc
     s.exit.value = s.fault_signal
-    s.exit.size = s.fault_code
+    s.exit.size = s.fault_trap
     return False
 
 

@@ -6,6 +6,7 @@ Python numbers happens in this room that could need floating point: see ``docs/e
 
 import os
 import threading
+import time
 
 import cython
 from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
@@ -267,6 +268,34 @@ class SoftMachine:
 
     def send_msi(self, address, data):
         lapic_deliver_msi(self.e, address, data)
+
+    def clock_port(self, port, clock):
+        e: cython.pointer(Engine) = self.e
+        i: cython.int
+        place: cython.int = -1
+        reads = 0
+        for i in range(4):
+            if e.clock_ports[i].port == port:
+                reads = e.clock_ports[i].reads
+                e.clock_ports[i].port = 0
+                place = i
+                break
+            if e.clock_ports[i].port == 0 and place < 0:
+                place = i
+        if clock is not None and place >= 0:
+            tsc_hz = int(e.tsc_hz)
+            elapsed = time.monotonic_ns() - clock.start_ns
+            e.clock_ports[place].start = (system.host_tsc() - elapsed * tsc_hz // 1000000000) & 0xFFFFFFFFFFFFFFFF
+            e.clock_ports[place].size = 1 if clock.halves else clock.bits // 8
+            e.clock_ports[place].hz = clock.hz
+            e.clock_ports[place].base = clock.base
+            e.clock_ports[place].mask = (1 << clock.bits) - 1
+            e.clock_ports[place].down = clock.step < 0
+            e.clock_ports[place].halves = clock.halves
+            e.clock_ports[place].high_next = clock.high_next
+            e.clock_ports[place].reads = 0
+            e.clock_ports[place].port = port
+        return reads
 
     def add_doorbell(self, address, size, fd, *, pio=False, match=None):
         self.doorbells.setdefault((pio, address, size), []).append((match, fd))

@@ -174,7 +174,7 @@ FF/6 push Ev d64 %push_mem
 0F.08 invd @invd
 0F.09 wbinvd @wbinvd
 0F.0B ud2 %ud
-0F.0D prefetch E- %nop
+0F.0D.m prefetch E- %nop
 0F.18-1F nop E- %nop
 0F.20 mov_cr Gb- Ew- @mov_from_cr
 0F.21 mov_dr Gb- Ew- @mov_from_dr
@@ -204,9 +204,9 @@ FF/6 push Ev d64 %push_mem
 0F.AE/4.m:np xsave M- @xsave
 0F.AE/5.m:np xrstor M- @xrstor
 0F.AE/6.m:np xsaveopt M- @xsaveopt
-0F.AE/7.m:np clflush M- %nop
-0F.AE/6.m:66 clwb M- %nop
-0F.AE/7.m:66 clflushopt M- %nop
+0F.AE/7.m:np clflush M1
+0F.AE/6.m:66 clwb M1
+0F.AE/7.m:66 clflushopt M1
 0F.AE/5.r:np lfence
 0F.AE/6.r:np mfence
 0F.AE/7.r:np sfence
@@ -245,8 +245,10 @@ FF/6 push Ev d64 %push_mem
 0F.C7/7.r:F3 rdpid Ry- @rdpid
 0F.C8-CF bswap Zv+
 0F38.82.m:66 invpcid Gv- M- @invpcid
-0F38.F0.m movbe Gv! Mv
-0F38.F1.m movbe Mv! Gv
+0F38.F0.m:np movbe Gv! Mv
+0F38.F0.m:66 movbe Gv! Mv
+0F38.F1.m:np movbe Mv! Gv
+0F38.F1.m:66 movbe Mv! Gv
 0F38.F0:F2 crc32 Gy+ Eb
 0F38.F1:F2 crc32 Gy+ Ev
 0F38.F6:66 adcx Gy+ Ey <c >c

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from pyhyve.vmm.soft.insn cimport Insn
-from pyhyve.vmm.soft.state cimport CpuState
+from pyhyve.vmm.soft.state cimport ClockPort, CpuState, Engine
 
 
 cdef enum:
@@ -29,3 +29,5 @@ cdef int write_port(CpuState *s, Insn *insn, uint32_t port) noexcept nogil
 cdef uint64_t address_mask(Insn *insn) noexcept nogil
 cdef uint64_t step(CpuState *s, uint32_t size) noexcept nogil
 cdef bint last_element(CpuState *s, Insn *insn) noexcept nogil
+cdef ClockPort *clock_of(Engine *e, uint32_t port, uint32_t size) noexcept nogil
+cdef uint64_t read_clock(Engine *e, ClockPort *clock) noexcept nogil

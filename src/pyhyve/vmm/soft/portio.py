@@ -2,7 +2,7 @@
 
 Document: Intel SDM Vol. 1 chapter 19 (ports, I/O privilege, the permission bitmap of the TSS), Vol. 2.
 
-A port belongs to a device, so every access leaves to the machine. IN leaves with rip at the instruction; when the
+A port belongs to a device, so an access leaves to the machine, but for reads of a port that is nothing but a clock. IN leaves with rip at the instruction; when the
 machine has answered, the instruction runs again and takes the answer. OUT is complete before it leaves. The repeated
 string forms do one element for each exit, the memory side first: it must not fault once the device has been read.
 """
@@ -11,7 +11,9 @@ import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish, set_gpr
+from cython.cimports.pyhyve.vmm.soft.lapic import scale
 from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_probe, mem_read, mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
@@ -31,6 +33,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     RDI,
     RDX,
     RSI,
+    ClockPort,
     gp,
 )
 from cython.cimports.pyhyve.vmm.soft.system import exit_to
@@ -67,14 +70,41 @@ def port_size(insn):
 
 def read_port(s, insn, port):
     size: uint32_t = port_size(insn)
+    clock: cython.pointer[ClockPort]
     if port_allowed(s, port, size) != DONE:
         return FAULT
     if s.answered:
         s.answered = 0
         set_gpr(s, RAX, s.answer, size)
         return finish(s, insn)
+    clock = clock_of(s.engine, port, size)
+    if clock != cython.NULL:
+        set_gpr(s, RAX, read_clock(s.engine, clock), size)
+        return finish(s, insn)
     exit_to(s, EXIT_IN, port, size, 0)
     return LEAVE
+
+
+def clock_of(e, port, size):
+    """The clock port that answers such a read, or NULL."""
+    i: cython.int
+    for i in range(4):
+        if e.clock_ports[i].port == port and e.clock_ports[i].size == size and port != 0:
+            return cython.address(e.clock_ports[i])
+    return cython.NULL
+
+
+def read_clock(e, clock):
+    ticks: uint64_t = scale(native.rdtsc() - clock.start, clock.hz, e.tsc_hz)
+    value: uint64_t = clock.base - ticks if clock.down else clock.base + ticks
+    value &= clock.mask
+    clock.reads += 1
+    if clock.halves:
+        if clock.high_next:
+            value >>= 8
+        clock.high_next ^= 1
+        value &= 0xFF
+    return value
 
 
 def write_port(s, insn, port):

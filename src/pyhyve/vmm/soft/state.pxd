@@ -262,6 +262,20 @@ cdef struct MemoryRegion:
     uint32_t readonly
 
 
+cdef struct ClockPort:
+    # A port that reads as a counter (vmm.api.ClockPort)
+    uint32_t port            # 0: not in use
+    uint32_t size            # bytes of a read that is answered
+    uint64_t start           # TSC at which it was `base`
+    uint64_t hz
+    uint64_t base
+    uint64_t mask
+    uint32_t down
+    uint32_t halves
+    uint32_t high_next
+    uint32_t reads
+
+
 cdef struct CpuidRow:
     uint32_t leaf, subleaf, any_subleaf, eax, ebx, ecx, edx
 
@@ -295,8 +309,8 @@ cdef struct CpuState:
     uint64_t host_sp
     uint64_t host_pc                 # return address in emitted code of the slow path that runs; 0 outside
     uint32_t slow_status             # what the slow path came to: DONE, FAULT, LEAVE, CODE_WRITE
-    uint32_t fault_signal            # a synchronous host signal in emitted code, its code and place
-    uint32_t fault_code
+    uint32_t fault_signal            # a synchronous host signal in emitted code, the exception behind it, its place
+    uint32_t fault_trap
     uint64_t fault_pc
     uint32_t slot_mode               # the mode that mode_slot was found for
     uint32_t trap_after              # TF was set when an instruction left to Python: #DB comes when it is done
@@ -393,6 +407,7 @@ cdef struct Engine:
     uint32_t timer_stop
     uint64_t timer_planned           # TSC at which the timer thread wakes by itself
     void *code                       # blocks.CodeCache
+    ClockPort clock_ports[4]
     uint64_t xsave_mask              # components that run() saves and restores
 
 

@@ -128,7 +128,7 @@ def run_length(s, w, stream, n, status):
     # Up to the end of the page and of the addresses.
     if w.down:
         room = offset // size + 1
-        if stream.ea // size + 1 < room:
+        if stream.ea // size < room - 1:
             room = stream.ea // size + 1
     else:
         room = (PAGE - offset) // size

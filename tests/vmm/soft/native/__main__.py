@@ -29,17 +29,17 @@ def main() -> int:
         while comparison.cases < args.cases and failures < args.failures:
             seed = args.seed + batch
             batch += 1
-            generator = Generator(seed)
+            generator = Generator(seed, comparison.encodings)
             blobs = pack([generator.blob(forms) for _ in range(64)], generator.rng)
             memory = memory_for(generator.rng)
             seen = set()
             for difference in comparison.run_survive(blobs, memory):
-                small = shrink(comparison, difference, memory)
+                small, others = shrink(comparison, difference, memory, blobs)
                 what = tuple(item.form.label if item.form else item.data.hex() for item in small.blob.items)
                 if what in seen:
                     continue
                 seen.add(what)
-                print(show(small, str(seed)), " / ".join(map(str, what)), sep="\n", flush=True)
+                print(show(small, str(seed), others), " / ".join(map(str, what)), sep="\n", flush=True)
                 failures += 1
                 if failures >= args.failures:
                     break

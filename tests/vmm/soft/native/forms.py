@@ -17,6 +17,10 @@ EXCLUDED = frozenset(
     "syscall sysenter sysexit sysret int "
     # different on every machine, or every time
     "cpuid rdtsc rdtscp rdrand rdseed rdpid rdpmc xgetbv sgdt sidt sldt str smsw lar lsl verr verw "
+    # undefined here, a hint there; and the cache's instructions, which the engine takes for hints
+    "prefetch clflush clflushopt clwb "
+    # a virtual machine's host may tell of it wrongly
+    "int1 "
     # Linux's descriptors are not the guest's; far transfers are another test's
     "mov_to_sreg pop_fs pop_gs les lds lss lfs lgs call_far jmp_far retf iret "
     # what is in use decides what they do or leave behind
@@ -69,6 +73,7 @@ class Form:
     """Does REX.W mean something?"""
     lock: bool = False
     aligned: bool = False
+    """Does a misaligned memory operand raise #GP?"""
     kind: str = ""
     """"string", "gather", "div", "x87 pointers", "moffs", "enter", "xlat", "maskmov" or nothing special."""
     count: int = field(default=0)

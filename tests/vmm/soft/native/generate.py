@@ -11,9 +11,13 @@ import random
 import struct
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TYPE_CHECKING
 
 from tests.vmm.soft.native import layout
 from tests.vmm.soft.native.forms import Form, all_forms
+
+if TYPE_CHECKING:
+    from tests.vmm.soft.native.probe import Encoding
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 
@@ -84,6 +88,15 @@ class Blob:
                 value += slot - (end if kind == "rip" else 0)
             code[offset + place : offset + place + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
         return bytes(code) + b"\xe9" + struct.pack("<i", layout.DONE - (self.address + at + 5))
+
+    def form_at(self, address: int) -> Form | None:
+        """The form of the instruction at an address."""
+        at = self.address
+        for item in self.items:
+            if at == address:
+                return item.form
+            at += len(item.data)
+        return None
 
     def record(self, state: State) -> bytes:
         slot = layout.SLOTS + self.slot * layout.SLOT
@@ -179,6 +192,9 @@ def _image(rng: random.Random) -> bytes:
     return head + x87 + sse + bytes(96) + struct.pack("<Q56x", 7) + avx
 
 
+PLAIN_IMAGE = struct.pack("<HHBxHQQII", 0x37F, 0, 0, 0, 0, 0, 0x1F80, 0x2FFFF) + bytes(480) + struct.pack("<Q", 7) + bytes(312)
+"""An XSAVE image of the initial state."""
+
 MEMORY_POOL = 4 << 20
 
 
@@ -199,14 +215,16 @@ def pools() -> tuple[list[int], list[bytes], bytes]:
 class Generator:
     """Blobs by seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, encodings: dict[Form, list[Encoding]]) -> None:
+        """``encodings``: how VEX forms may be encoded; those that are not there are left out."""
         self.rng = random.Random(seed)
+        self.encodings = encodings
         by_name: dict[str, list[Form]] = {}
-        for form in all_forms():
+        self.forms = [form for form in all_forms() if not form.vex or form in encodings]
+        for form in self.forms:
             by_name.setdefault(("V" if form.vex else "") + form.name, []).append(form)
         # Half of the choices go by name, for forms of instructions with few of them to have their turn too.
         self.names = list(by_name.values())
-        self.forms = list(all_forms())
         self.words, self.images, _ = pools()
 
     # The registers of the blob being made: which hold pointers into the slot, which small numbers; which must stay.
@@ -271,7 +289,10 @@ class Generator:
         return bytes(changed)
 
     def place(self, stack: bool = False) -> int:
-        """An offset in the slot: the border of its two pages, somewhere inside, at times one of the outer borders."""
+        """An offset in the slot: the border of its two pages, somewhere inside, at times one of the outer borders.
+
+        For a stack it is well inside.
+        """
         rng = self.rng
         kind = rng.random()
         if kind < 0.45:
@@ -316,18 +337,19 @@ class Generator:
         elif kind == "div" and rng.random() < 0.7:
             self.add(b"\x31\xd2" if rng.random() < 0.5 else b"\xba\x01\x00\x00\x00")  # xor edx, edx; mov edx, 1
             self.spoil({RDX})
-        elif (kind == "maskmov" and RDI not in self.pointers) or (kind == "xlat" and RBX not in self.pointers):
-            self.set_pointer(RDI if kind == "maskmov" else RBX)
+        elif kind == "maskmov":
+            self.set_pointer(RDI, inside=True)  # whether bytes that are masked out may fault is the processor's choice
+        elif kind == "xlat" and RBX not in self.pointers:
+            self.set_pointer(RBX)
         elif form.name == "leave" and RBP not in self.pointers and rng.random() < 0.9:
             self.set_pointer(RBP)
         pp = form.pp[0] if form.mandatory or len(form.pp) == 1 or rng.random() < 0.9 else rng.choice(form.pp)
         if kind == "string":
             pp = rng.choice(form.pp)
-        wide = self.choose_wide(form)
-        data, fix, written = self.vex(form, wide) if form.vex else self.legacy(form, pp, wide)
-        self.items.append(Item(len(self.items), data, form, fix))
+        data, fix, written = self.vex(form) if form.vex else self.legacy(form, pp)
         if form.kind == "x87 pointers":
-            self.clear_pointers(data, form.name)
+            data += self.clear_pointers(data, form.name)
+        self.items.append(Item(len(self.items), data, form, fix))
         if form.vector_reg:
             self.vectors_known = False
         clobbered = _IMPLICIT.get(form.name)
@@ -339,16 +361,9 @@ class Generator:
         if form.name == "enter":
             self.pointers.add(RBP)
 
-    def choose_wide(self, form: Form) -> bool:
+    def legacy(self, form: Form, pp: int) -> tuple[bytes, tuple[str, int, int, int] | None, set[int]]:
         rng = self.rng
-        if form.name in ("vpermq", "vpermpd"):
-            return rng.random() < 0.95
-        if form.vex and not (form.wide or form.name in ("fma", "vgather", "vpmaskmov", "vpshiftv")):
-            return rng.random() < 0.1
-        return rng.random() < (0.45 if form.wide or form.vex else 0.04)
-
-    def legacy(self, form: Form, pp: int, wide: bool) -> tuple[bytes, tuple[str, int, int, int] | None, set[int]]:
-        rng = self.rng
+        wide = rng.random() < (0.45 if form.wide else 0.04)
         prefixes = []
         rex = 8 if wide else 0
         half = pp == 1
@@ -366,7 +381,7 @@ class Generator:
         reg = rng.randrange(8) if form.reg is None else form.reg
         if form.modrm:
             if form.reg is None and (form.gpr_reg or form.vector_reg):
-                reg = self.gpr("reg" in form.writes) if form.gpr_reg else rng.randrange(16)
+                reg = self.gpr("reg" in form.writes, form.gpr_reg) if form.gpr_reg else rng.randrange(16)
                 if form.gpr_reg == "b" and 4 <= reg < 8:
                     low_bytes.add(reg)
                 if "reg" in form.writes:
@@ -378,7 +393,7 @@ class Generator:
                 prefixes += prefix
                 rex |= bits
             else:
-                rm = self.gpr("rm" in form.writes) if form.gpr_rm else rng.randrange(16)
+                rm = self.gpr("rm" in form.writes, form.gpr_rm) if form.gpr_rm else rng.randrange(16)
                 if 0xD8 <= opcode <= 0xDF and form.map == 0:
                     rm &= 7
                 if form.gpr_rm == "b" and 4 <= rm < 8:
@@ -388,7 +403,7 @@ class Generator:
                 rex |= rm >> 3
                 tail = bytes([0xC0 | (reg & 7) << 3 | rm & 7])
         elif form.gpr_opcode:
-            rm = self.gpr("opcode" in form.writes)
+            rm = self.gpr("opcode" in form.writes, form.gpr_opcode)
             if form.gpr_opcode == "b" and 4 <= rm < 8:
                 low_bytes.add(rm)
             if "opcode" in form.writes:
@@ -427,19 +442,20 @@ class Generator:
         value = rng.choice(_SIGNED_8) if rng.random() < 0.4 else rng.getrandbits(8 * size)
         return (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
-    def vex(self, form: Form, wide: bool) -> tuple[bytes, tuple[str, int, int, int] | None, set[int]]:
+    def vex(self, form: Form) -> tuple[bytes, tuple[str, int, int, int] | None, set[int]]:
         rng = self.rng
         written: set[int] = set()
+        encoding = rng.choice(self.encodings[form])
+        wide, long = encoding.wide, encoding.long
         general = form.gpr_reg or form.gpr_vvvv
-        long = rng.random() < (0.02 if general else 0.5)
-        vvvv = rng.randrange(16) if rng.random() < 0.55 else 0
+        vvvv = rng.randrange(16) if encoding.free else 0
         reg = rng.randrange(16) if form.reg is None else form.reg
         if form.gpr_vvvv:
             vvvv = self.gpr("vvvv" in form.writes)
             if "vvvv" in form.writes:
                 written.add(vvvv)
         if form.gpr_reg:
-            reg = self.gpr("reg" in form.writes)
+            reg = self.gpr("reg" in form.writes, form.gpr_reg)
             if "reg" in form.writes:
                 written.add(reg)
         bits, tail, fix, prefixes = 0, b"", None, b""
@@ -449,7 +465,7 @@ class Generator:
                 prefix, bits, tail, fix = self.operand(form, reg & 7, size)
                 prefixes = b"".join(prefix)
             else:
-                rm = self.gpr("rm" in form.writes) if form.gpr_rm else rng.randrange(16)
+                rm = self.gpr("rm" in form.writes, form.gpr_rm) if form.gpr_rm else rng.randrange(16)
                 bits = rm >> 3
                 if "rm" in form.writes:
                     written.add(rm)
@@ -467,12 +483,17 @@ class Generator:
             fix = (fix[0], fix[1] + len(head), fix[2], fix[3])
         return head + tail, fix, written
 
-    def gpr(self, written: bool) -> int:
+    def gpr(self, written: bool, size: str = "") -> int:
         """A general register; if it is written, rather not one that is of use, and none that must stay."""
         rng = self.rng
         n = rng.randrange(16)
         if written:
-            while n in self.avoid or (n in self.pointers and rng.random() < 0.8) or (n == RSP and rng.random() < 0.7):
+            while (
+                n in self.avoid
+                or (n in self.pointers and rng.random() < 0.8)
+                or (n == RSP and rng.random() < 0.7)
+                or (size == "b" and 4 <= n < 8 and n - 4 in self.avoid)
+            ):
                 n = rng.randrange(16)
         return n
 
@@ -549,8 +570,9 @@ class Generator:
         tail = bytes([0x40 | reg << 3 | 4, rng.randrange(4) << 6 | (index & 7) << 3 | base & 7, disp & 0xFF])
         return [], index >> 3 << 1 | base >> 3, tail, None
 
-    def clear_pointers(self, data: bytes, name: str) -> None:
-        """Zero what FNSTENV, FNSAVE or FXSAVE stored about where the last x87 instruction was."""
+    def clear_pointers(self, data: bytes, name: str) -> bytes:
+        """Instructions that zero what FNSTENV, FNSAVE or FXSAVE stored about where the last x87 instruction was."""
+        code = b""
         base, disp = self.stored_at
         fields = ((6, 2), (8, 8), (16, 8)) if name == "fxsave" else ((12, 4), (16, 8), (24, 4))
         if name != "fxsave" and b"\x66" in data[:3]:
@@ -559,7 +581,8 @@ class Generator:
             rex = (8 if size == 8 else 0) | base >> 3
             head = (b"\x66" if size == 2 else b"") + (bytes([0x40 | rex]) if rex else b"") + b"\xc7"
             sib = b"\x24" if base & 7 == 4 else b""
-            self.add(head + bytes([0x80 | base & 7]) + sib + struct.pack("<i", disp + offset) + bytes(min(size, 4)))
+            code += head + bytes([0x80 | base & 7]) + sib + struct.pack("<i", disp + offset) + bytes(min(size, 4))
+        return code
 
     # Around instructions
 
@@ -575,9 +598,9 @@ class Generator:
         self.add((b"\x41" if register & 8 else b"") + bytes([0xB8 | register & 7]) + struct.pack("<I", value))
         self.spoil({register})
 
-    def set_pointer(self, register: int) -> None:
+    def set_pointer(self, register: int, inside: bool = False) -> None:
         rex = b"\x41" if register & 8 else b""
-        fix = ("abs", len(rex) + 1, 4, self.place())
+        fix = ("abs", len(rex) + 1, 4, self.place(stack=inside))
         self.add(rex + bytes([0xB8 | register & 7]) + bytes(4), fix)
         self.spoil({register})
         self.pointers.add(register)

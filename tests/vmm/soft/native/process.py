@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO
 
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds that a batch may take."""
 
 

@@ -50,17 +50,27 @@ def _parts(record: bytes) -> list[tuple[str, int]]:
     return found
 
 
-def show(difference: Difference, seed: str) -> str:
-    """All that there is to say about a difference."""
+def _state(blob: Blob, number: int) -> str:
+    state = blob.states[number]
+    record = blob.record(state)
+    values = [int.from_bytes(record[8 * n : 8 * n + 8], "little") for n in range(16)]
+    registers = " ".join(f"{n}={v:#x}" for n, v in zip(_GPRS, values, strict=True) if v)
+    return (f"state {number}: {registers} flags={state.flags:#x} fs={state.fs_base:#x} gs={state.gs_base:#x} "
+            f"fcw={state.xstate[:2][::-1].hex()} mxcsr={state.xstate[24:28][::-1].hex()}")  # fmt: skip
+
+
+def show(difference: Difference, seed: str, others: list[Blob]) -> str:
+    """All that there is to say about a difference; ``others`` must run too for it to be seen."""
     blob = difference.blob
-    lines = [f"--- seed {seed}: native and engine differ", f"bytes: {blob.code()[:-5].hex()}"]
+    lines = [f"--- seed {seed}: native and engine differ"]
+    if len(others) > 3:
+        lines.append(f"together with {len(others)} other blobs of the batch")
+    else:
+        for other in others:
+            lines += ["together with", *disassemble(other), *(_state(other, n) for n in range(len(other.states)))]
+    lines.append(f"bytes: {blob.code()[:-5].hex()}")
     lines += disassemble(blob)
-    for number, state in enumerate(blob.states[: difference.state + 1]):
-        record = blob.record(state)
-        values = [int.from_bytes(record[8 * n : 8 * n + 8], "little") for n in range(16)]
-        lines.append(f"state {number}: " + " ".join(f"{n}={v:#x}" for n, v in zip(_GPRS, values, strict=True) if v))
-        lines.append(f"  flags={state.flags:#x} fs={state.fs_base:#x} gs={state.gs_base:#x} "
-                     f"fcw={state.xstate[:2][::-1].hex()} mxcsr={state.xstate[24:28][::-1].hex()}")  # fmt: skip
+    lines += [_state(blob, number) for number in range(difference.state + 1)]
     if difference.died:
         return "\n".join([*lines, difference.died])
     start = {name: value for name, value in _parts(blob.record(blob.states[difference.state]))}

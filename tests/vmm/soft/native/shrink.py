@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 
 from tests.vmm.soft.native.compare import Comparison, Difference
-from tests.vmm.soft.native.generate import Blob, State
+from tests.vmm.soft.native.generate import PLAIN_IMAGE, Blob, State
 
-PLAIN_IMAGE = struct.pack("<HHBxHQQII", 0x37F, 0, 0, 0, 0, 0, 0x1F80, 0x2FFFF) + bytes(480) + struct.pack("<Q", 7) + bytes(312)
-
-
-def shrink(comparison: Comparison, difference: Difference, memory: int) -> Difference:
-    """The smallest case found that differs too; the one given where it does not differ by itself."""
+def shrink(comparison: Comparison, difference: Difference, memory: int, batch: list[Blob]) -> tuple[Difference, list[Blob]]:
+    """The smallest case found that differs too, and the blobs of the batch that must run before it, if any must."""
 
     def attempt(blob: Blob) -> Difference | None:
         if not blob.items or not blob.states:
@@ -22,7 +18,7 @@ def shrink(comparison: Comparison, difference: Difference, memory: int) -> Diffe
 
     best = attempt(difference.blob)
     if best is None:
-        return difference
+        return _with_others(comparison, difference, memory, batch)
     blob = best.blob
     for states in ([blob.states[best.state]], blob.states[: best.state + 1]):
         smaller = attempt(replace(blob, states=states))
@@ -39,7 +35,26 @@ def shrink(comparison: Comparison, difference: Difference, memory: int) -> Diffe
                 best, changed = smaller, True
     if len(best.blob.states) == 1:
         best = _simplify(best, attempt)
-    return best
+    return best, []
+
+
+def _with_others(comparison: Comparison, difference: Difference, memory: int,
+                 batch: list[Blob]) -> tuple[Difference, list[Blob]]:  # fmt: skip
+    """A difference that takes other blobs: as few of them as can be found by leaving out more and more."""
+    others = [blob for blob in batch if blob is not difference.blob]
+    best, size = difference, len(others) // 2
+    while size:
+        start = 0
+        while start < len(others):
+            fewer = others[:start] + others[start + size :]
+            blobs = [blob for blob in batch if blob is difference.blob or blob in fewer]
+            found = [one for one in comparison.run_survive(blobs, memory) if one.blob is difference.blob]
+            if found:
+                others, best = fewer, found[0]
+            else:
+                start += size
+        size //= 2
+    return best, others
 
 
 def _simplify(best: Difference, attempt) -> Difference:  # type: ignore[no-untyped-def]

@@ -1,0 +1,157 @@
+"""Bochs behind pipes: pickled ``State`` in, pickled ``Outcome`` out, each behind its length in four bytes.
+
+Guest memory is host pages that live as long as the process. Bochs keeps decoded instructions by guest-physical address
+and does not see that this module writes memory: code must never change at an address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import sys
+from typing import Any, BinaryIO
+
+import bochscpu
+import bochscpu._bochscpu as native
+
+from tests.vmm.soft.bochs.state import CONTROL, GENERAL, MSRS, SEGMENTS, UNUSABLE_BIT, Descriptor, Outcome, State
+
+PAGE = 4096
+MANY = 12
+"""Exceptions after which a case counts as a triple fault that Bochs does not report."""
+_REGISTERS = (*GENERAL, *CONTROL, *MSRS)
+_SENSITIVE = ("cr0", "cr3", "cr4", "efer")
+
+
+class Model:
+    """One Bochs CPU with its memory."""
+
+    def __init__(self, size: int) -> None:
+        self.session = bochscpu.Session()
+        self.session.missing_page_handler = self._missing
+        self.host: dict[int, int] = {}
+        self.outside = False
+        for gpa in range(0, size, PAGE):
+            self.host[gpa] = self._insert(gpa)
+        self.size = size
+
+    def _insert(self, gpa: int) -> int:
+        host: int = native.memory.allocate_host_page()
+        native.memory.page_insert(gpa, host)
+        return host
+
+    def _missing(self, gpa: int) -> None:
+        self.outside = True
+        ctypes.memset(self._insert(gpa & ~(PAGE - 1)), 0xFF, PAGE)
+
+    def step(self, before: State) -> Outcome:
+        """Set a state and complete one instruction, which after an exception is the handler's first."""
+        self.outside = False
+        for gpa, data in before.pages.items():
+            ctypes.memmove(self.host[gpa], data, PAGE)
+        self._set(before)
+        events: list[tuple[int, int]] = []
+        ends: list[str] = []
+        left = [before.steps]
+
+        def stop(session: Any, why: str) -> None:
+            ends.append(why)
+            session.stop()
+
+        def exception(session: Any, cpu: int, vector: int, error: int) -> None:
+            events.append((vector, error))
+            if len(events) > MANY:
+                stop(session, "triple")
+
+        def completed(session: Any, cpu: int, instruction: object) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                stop(session, "step")
+
+        def again(session: Any, cpu: int, instruction: object) -> None:
+            if ends:
+                session.stop()
+
+        hook = native.Hook()
+        hook.before_execution = again
+        hook.after_execution = completed
+        hook.exception = exception
+        hook.reset = lambda session, cpu, kind: stop(session, "triple")
+        hook.hlt = lambda session, cpu: stop(session, "halt")
+        self.session.run([hook])
+        end = ends[0] if ends else "nothing"
+        if self.outside and end == "step":
+            end = "outside memory"
+        return Outcome(end, self._get(before), events)
+
+    def _set(self, before: State) -> None:
+        s = self.session.cpu.state
+        for name in _REGISTERS:
+            setattr(s, name, before.registers[name])
+        s.apic_base = 0xFEE00900
+        for name in SEGMENTS:
+            setattr(s, name, _segment(before.segments[name]))
+        for name, (base, limit) in before.tables.items():
+            table = native.GlobalSegment()
+            table.base, table.limit = base, limit
+            setattr(s, name, table)
+        # Through a state without paging, so that nothing of the last case's translations stays.
+        for name, value in zip(_SENSITIVE, (0x10, 0, 0, 0), strict=True):
+            setattr(s, name, value)
+        self.session.cpu.state = s
+        for name in _SENSITIVE:
+            setattr(s, name, before.registers[name])
+        self.session.cpu.state = s
+        self.session.cpu.state = s
+
+    def _get(self, before: State) -> State:
+        s = self.session.cpu.state
+        registers = {name: getattr(s, name) for name in _REGISTERS}
+        segments = {name: _descriptor(getattr(s, name)) for name in SEGMENTS}
+        tables = {name: (getattr(s, name).base, getattr(s, name).limit) for name in before.tables}
+        pages = {gpa: ctypes.string_at(self.host[gpa], PAGE) for gpa in before.pages}
+        return State(registers, segments, tables, pages)
+
+
+def _segment(value: Descriptor) -> Any:
+    out = native.Segment()
+    out.selector, out.base, out.limit = value[:3]
+    out.attr = value[3] & 0xFFFF
+    out.present = not value[3] & UNUSABLE_BIT
+    return out
+
+
+def _descriptor(value: Any) -> Descriptor:
+    return value.selector, value.base, value.limit, value.attr & 0xF0FF | (0 if value.present else UNUSABLE_BIT)
+
+
+def receive(pipe: BinaryIO) -> Any:
+    """The next object from a pipe; ``EOFError`` at its end."""
+    head = pipe.read(4)
+    if len(head) < 4:
+        raise EOFError
+    return pickle.loads(pipe.read(int.from_bytes(head, "little")))
+
+
+def send(pipe: BinaryIO, value: object) -> None:
+    """Write an object to a pipe."""
+    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    pipe.write(len(data).to_bytes(4, "little") + data)
+    pipe.flush()
+
+
+def main() -> None:
+    """Answer states until there are no more."""
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what Bochs prints does not belong into the answers
+    model = Model(int(sys.argv[1]))
+    with contextlib.suppress(EOFError):
+        while True:
+            send(sink, model.step(receive(source)))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
