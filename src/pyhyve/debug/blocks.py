@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntFlag
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TextIO, runtime_checkable
 
@@ -112,7 +113,7 @@ class Block:
         while hot < len(self.places) and self.places[hot][1] > self.places[hot - 1][1]:
             hot += 1
         offsets = [guest - start for _, guest in self.places[:hot]] + [len(self.guest)]
-        instructions = {at: self.guest[at:end] for at, end in zip(offsets, offsets[1:], strict=False)}
+        instructions = {at: self.guest[at:end] for at, end in pairwise(offsets)}
         ends = [host for host, _ in self.places[1:]] + [len(self.code)]
         found = [Piece(None, b"", self.host, self.code[: self.places[0][0]])]
         for number, ((host, guest), end) in enumerate(zip(self.places, ends, strict=True)):
@@ -145,8 +146,8 @@ def disassemble(pieces: Sequence[tuple[int, bytes]], bits: int) -> list[list[tup
     with tempfile.NamedTemporaryFile(prefix="pyhyve-") as file:
         file.write(image)
         file.flush()
-        command = [objdump, "-D", "-z", "-b", "binary", "-m", _MACHINES[bits], "-M", "intel", "--insn-width=15", file.name]
-        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        command = f"{objdump} -D -z -b binary -m {_MACHINES[bits]} -M intel --insn-width=15 {file.name}"
+        done = subprocess.run(command.split(), text=True, capture_output=True, check=False)
     if done.returncode:
         return plain
     found: list[list[tuple[int, str]]] = [[] for _ in pieces]
@@ -216,7 +217,7 @@ def _dump_chunk(blocks: Sequence[Block], out: TextIO) -> None:
             if piece.guest is not None:
                 left = f"{piece.guest:x}"
                 if not piece.slow:
-                    left += f"  {piece.code.hex(' ')}  {guest[piece.guest, piece.code, block.bits]}"
+                    left += f"  {piece.code.hex():22}  {guest[piece.guest, piece.code, block.bits]}"
             for address, text in next(host) or [(piece.host, "")]:
                 out.write(f"  {left:{_GUEST_WIDTH}} | +{address - block.host:04x}  {text}\n".replace(" \n", "\n"))
                 left = ""

@@ -222,7 +222,7 @@ def slow_access(s, va, what, host_pc):
     addend: uint64_t = 0
     insn_segment: uint32_t = (what >> 20) & 7
     s.host_pc = host_pc
-    s.count_tlb_miss += 1
+    s.bounce_active = 0
     if s.mmio_writes >= 8:
         # Tell Python of the queued writes before there are more than fit.
         locate(s, host_pc - 1)
@@ -271,6 +271,18 @@ def set_linear(s, va):
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def leave_unfetched(s: cython.pointer(CpuState), gpa: uint64_t) -> cython.int:
+    """The guest runs where there is no RAM."""
+    s.exit.kind = EXIT_FAILED
+    s.exit.address = gpa
+    s.exit.value = 0
+    s.exit.size = 0
+    return LEAVE
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def cross_bytes(s: cython.pointer(CpuState), va: uint64_t, gpa: uint64_t, user: cython.int, buffer: cython.pointer(uint8_t),
                 gpa2: cython.pointer(uint64_t)) -> cython.int:
     """Collect 15 bytes from both sides of a page border."""
@@ -288,11 +300,10 @@ def cross_bytes(s: cython.pointer(CpuState), va: uint64_t, gpa: uint64_t, user: 
     if walk(s, next_page, ACCESS_EXEC, user, False, cython.address(other), cython.address(flags)) != DONE:
         return FAULT
     host2 = cython.cast(cython.pointer(uint8_t), ram_host(s.engine, other, False))
+    if host2 == cython.NULL:
+        return leave_unfetched(s, other)
     for i in range(15):
-        if i < first:
-            buffer[i] = host[i]
-        else:
-            buffer[i] = 0xFF if host2 == cython.NULL else host2[i - first]
+        buffer[i] = host[i] if i < first else host2[i - first]
     gpa2[0] = other & PAGE_MASK
     return DONE
 
@@ -326,10 +337,7 @@ def find_block(s, step):
         return cython.NULL
     host = ram_host(e, gpa, False)
     if host == 0:
-        s.exit.kind = EXIT_FAILED
-        s.exit.address = gpa
-        s.exit.value = 0
-        s.exit.size = 0
+        leave_unfetched(s, gpa)
         return cython.NULL
     avail = 4096 - (gpa & 0xFFF)
     b = block_find(c, gpa, mode)
