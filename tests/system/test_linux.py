@@ -112,8 +112,9 @@ def test_every_character_that_is_typed_arrives(guest):
 
 
 def test_ctrl_c_at_the_terminal_interrupts_what_runs(guest):
-    guest.send("echo '<'go'>'; sleep 1000\n")
-    guest.expect("<go>")
+    # what runs says so itself: only then it is the one in the terminal's foreground
+    guest.send("sh -c 'echo \"<\"running\">\"; exec sleep 1000'\n")
+    guest.expect("<running>")
     guest.send("\x03")
     guest.expect(PROMPT)
     assert guest.run("true").status == 0

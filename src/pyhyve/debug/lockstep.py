@@ -7,11 +7,11 @@ again, the first K instructions stepped and the rest in blocks: a binary search 
 while with one more step it is right. The instruction behind those K steps is the one to look at, and so is the block
 that begins with it.
 
-What it can do: guests whose course depends on nothing but their memory and the answers to their exits, which are always
-the same here. What it cannot: clocks, timers, interrupts, more than one vCPU, and errors that stepping makes too. An
-exit for device memory is compared, not the state around it: the engine tells of such writes a little later, when it runs
-blocks. The one difference that is meant shows as one: arithmetic flags that nobody reads may be stale in the frame of
-an exception, in memory.
+What it can do: guests whose course depends on nothing but their memory and the answers to their exits, which are
+always the same here. What it cannot: clocks, timers, interrupts, more than one vCPU, and errors that stepping makes
+too. An exit for device memory is compared, not the state around it: in blocks the engine tells of such writes a little
+later. The one difference that is meant shows as one: arithmetic flags that nobody reads may be stale in the frame of an
+exception.
 
     python -m pyhyve.debug.lockstep IMAGE [--mode long|protected|real] [--org ADDRESS]
 
@@ -159,6 +159,7 @@ class _Run:
     _stepping: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        self.subject.vcpu.set_capability(Capability.HLT_EXIT, True)
         self._step(self.stepped > 0)
 
     def _step(self, on: bool) -> None:
@@ -232,6 +233,7 @@ def compare(make: Callable[[], Subject], options: Options | None = None) -> Diff
         reference: list[Point] = []
         while not run.over and len(reference) < MOST_EXITS and (point := run.next()) is not None:
             reference.append(point)
+        ended = run.over
 
     def first_wrong(stepped: int, most: int) -> int | None:
         """The number of the first exit, up to ``most``, that is not as in the reference."""
@@ -243,6 +245,8 @@ def compare(make: Callable[[], Subject], options: Options | None = None) -> Diff
         return None
 
     wrong = first_wrong(0, len(reference))
+    if wrong is None and not ended:
+        raise Undecided(f"no difference at {len(reference)} exits, but the guest came to no end; it was stepped so far")
     if wrong is None:
         return None
     bad, good = 0, reference[wrong].steps + 1
@@ -262,10 +266,10 @@ def _examine(make: Callable[[], Subject], options: Options, stepped: int, wrong:
     with _started(make, options, options.limit + 1) as right, _started(make, options, stepped) as run:
         for _ in range(wrong + 1):
             expected, point = right.next(), run.next()
-            if expected is None or point is None:
-                raise Undecided("the guest does not do the same twice, or something in it depends on time")
-            if not _equal(expected, point):
+            if expected is None or point is None or not _equal(expected, point):
                 break
+        if expected is None or point is None:
+            raise Undecided("the guest does not do the same twice, or something in it depends on time")
         changes = _changes(expected, point)
         if options.memory and expected.state is not None and point.state is not None:
             changes += _memory_changes(right.subject.memory, run.subject.memory)

@@ -5,11 +5,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from pyhyve.vmm.soft.insn cimport Insn
 from pyhyve.vmm.soft.state cimport CpuState
 
-cdef uint64_t stack_mask(CpuState *s) noexcept nogil
-# Push or look at `size` bytes on the current stack; the stack pointer changes only on DONE.
-cdef int push_value(CpuState *s, uint64_t value, uint32_t size) noexcept nogil
-cdef int stack_read(CpuState *s, uint32_t offset, uint32_t size, uint64_t *value) noexcept nogil
-cdef void add_sp(CpuState *s, int64_t delta) noexcept nogil
 cdef bint condition_holds(CpuState *s, uint32_t condition) noexcept nogil
 cdef int jump_near(CpuState *s, Insn *insn, uint64_t target) noexcept nogil
 

@@ -8,10 +8,9 @@ import cython
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import Insn, finish, get_gpr, next_rip, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_read, mem_write, read_operand, write_operand
+from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_read, read_operand, write_operand
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
-    ACCESS_WRITE,
     CS,
     DONE,
     EXC_GP,
@@ -22,7 +21,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FLAG_ZF,
     LOW32,
     MODE_CODE64,
-    MODE_STACK32,
     RAX,
     RBP,
     RBX,
@@ -33,39 +31,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     gp,
     is_canonical,
 )
-
-
-def stack_mask(s):
-    """The bits of RSP that address the stack."""
-    if s.mode & MODE_CODE64:
-        return cython.cast(uint64_t, -1)
-    return LOW32 if s.mode & MODE_STACK32 else cython.cast(uint64_t, 0xFFFF)
-
-
-def add_sp(s, delta):
-    mask: uint64_t = stack_mask(s)
-    s.gpr[RSP] = (s.gpr[RSP] & ~mask) | ((s.gpr[RSP] + cython.cast(uint64_t, delta)) & mask)
-
-
-def push_value(s, value, size):
-    mask: uint64_t = stack_mask(s)
-    va: uint64_t = 0
-    status: cython.int = linear(s, SS, (s.gpr[RSP] - size) & mask, size, ACCESS_WRITE, cython.address(va))
-    if status == DONE:
-        status = mem_write(s, va, size, s.mmu_mode, value)
-    if status == DONE:
-        add_sp(s, -cython.cast(int64_t, size))
-    return status
-
-
-def stack_read(s, offset, size, value):
-    va: uint64_t = 0
-    status: cython.int = linear(
-        s, SS, (s.gpr[RSP] + offset) & stack_mask(s), size, ACCESS_READ, cython.address(va)
-    )
-    if status == DONE:
-        status = mem_read(s, va, size, s.mmu_mode, value)
-    return status
+from cython.cimports.pyhyve.vmm.soft.system import peek_value, push_value, stack_adjust, stack_size
 
 
 def condition_holds(s, condition):
@@ -118,10 +84,10 @@ def push(s, insn):
 
 def pop(s, insn):
     value: uint64_t = 0
-    status: cython.int = stack_read(s, 0, insn.opsize, cython.address(value))
+    status: cython.int = peek_value(s, 0, insn.opsize, cython.address(value))
     if status != DONE:
         return status
-    add_sp(s, insn.opsize)
+    stack_adjust(s, insn.opsize)
     set_gpr(s, insn.rm, value, insn.opsize)
     return finish(s, insn)
 
@@ -144,11 +110,11 @@ def push_mem(s, insn):
 def pop_mem(s, insn):
     value: uint64_t = 0
     old: uint64_t = s.gpr[RSP]
-    status: cython.int = stack_read(s, 0, insn.opsize, cython.address(value))
+    status: cython.int = peek_value(s, 0, insn.opsize, cython.address(value))
     if status != DONE:
         return status
     # The address is computed with the stack pointer already moved (SDM Vol. 2 POP).
-    add_sp(s, insn.opsize)
+    stack_adjust(s, insn.opsize)
     if insn.has_mem:
         status = write_operand(s, insn, insn.opsize, value)
         if status != DONE:
@@ -161,27 +127,27 @@ def pop_mem(s, insn):
 
 def ret(s, insn):
     value: uint64_t = 0
-    status: cython.int = stack_read(s, 0, insn.opsize, cython.address(value))
+    status: cython.int = peek_value(s, 0, insn.opsize, cython.address(value))
     if status == DONE:
         status = jump_near(s, insn, value)
     if status == DONE:
-        add_sp(s, insn.opsize)
+        stack_adjust(s, insn.opsize)
         if insn.opcode == 0xC2:
-            add_sp(s, insn.imm & 0xFFFF)
+            stack_adjust(s, insn.imm & 0xFFFF)
     return status
 
 
 def leave(s, insn):
     value: uint64_t = 0
     va: uint64_t = 0
-    mask: uint64_t = stack_mask(s)
+    mask: uint64_t = cython.cast(uint64_t, -1) >> (64 - 8 * stack_size(s))
     status: cython.int = linear(s, SS, s.gpr[RBP] & mask, insn.opsize, ACCESS_READ, cython.address(va))
     if status == DONE:
         status = mem_read(s, va, insn.opsize, s.mmu_mode, cython.address(value))
     if status != DONE:
         return status
     s.gpr[RSP] = (s.gpr[RSP] & ~mask) | (s.gpr[RBP] & mask)
-    add_sp(s, insn.opsize)
+    stack_adjust(s, insn.opsize)
     set_gpr(s, RBP, value, insn.opsize)
     return finish(s, insn)
 
