@@ -11,17 +11,9 @@ import pytest
 
 from tests.system.console import PROMPT, Guest, command
 from tests.system.files import File
+from tests.system.log import complaints
 
 pytestmark = pytest.mark.timeout(600)
-
-# How the kernel's log shows that something went wrong (lib/bug.c, kernel/panic.c, arch/x86/mm/fault.c, kernel/rcu).
-TROUBLE = re.compile(r"\bBUG\b|WARNING|Oops|Call Trace|general protection|unchecked MSR|lockup|detected stall")
-ALLOWED = re.compile(
-    # What the kernel thinks of the host's processor, which the guest sees as it is: arch/x86/kernel/cpu/bugs.c
-    r"(Spectre V\d|RETBleed|MDS|TAA|MMIO Stale Data|L1TF|SRBDS|GDS|SRSO|ITS|TSA|VMSCAPE)\b.*"
-    r"(vulnerab|microcode|mitigat|leak)",
-    re.IGNORECASE,
-)
 
 
 def numbers(last: int) -> bytes:
@@ -48,8 +40,8 @@ def test_the_guest_sees_its_memory_and_its_devices(guest):
 
 @pytest.mark.parametrize("name", ["md5", "sha1", "sha256", "sha512"])
 def test_checksums_are_right(guest, name):
-    digest = hashlib.new(name, numbers(50_000)).hexdigest()
-    assert guest.output(f"seq 1 50000 | {name}sum") == f"{digest}  -\n"
+    digest = hashlib.new(name, numbers(20_000)).hexdigest()
+    assert guest.output(f"seq 1 20000 | {name}sum") == f"{digest}  -\n"
 
 
 def test_floating_point_is_right(guest):
@@ -111,15 +103,6 @@ def test_every_character_that_is_typed_arrives(guest):
     assert guest.output("md5sum </tmp/typed").split()[0] == hashlib.md5(lines.encode()).hexdigest()
 
 
-def test_ctrl_c_at_the_terminal_interrupts_what_runs(guest):
-    # what runs says so itself: only then it is the one in the terminal's foreground
-    guest.send("sh -c 'echo \"<\"running\">\"; exec sleep 1000'\n")
-    guest.expect("<running>")
-    guest.send("\x03")
-    guest.expect(PROMPT)
-    assert guest.run("true").status == 0
-
-
 @pytest.mark.parametrize("load", ["sleep 4", "timeout 4 sh -c 'while :; do :; done' || true"], ids=["idle", "busy"])
 def test_the_clock_keeps_time_within_one_percent(guest, load):
     start, before = time.monotonic(), guest.clock_offset()
@@ -134,12 +117,17 @@ def test_the_date_is_that_of_the_host(guest):
     assert abs(int(guest.output("date +%s")) - calendar.timegm(time.localtime())) <= 2
 
 
-def test_the_log_shows_no_trouble(guest):
-    for line in guest.output("dmesg -r").splitlines():
-        if ALLOWED.search(line):
-            continue
-        assert not TROUBLE.search(line), line
-        assert not re.match(r"<[0-4]>", line), f"a warning or worse: {line}"
+def test_ctrl_c_at_the_terminal_interrupts_what_runs(guest):
+    # what runs says so itself: only then it is the one in the terminal's foreground
+    guest.send('sh -c \'echo "<"running">"; exec sleep 1000\'\n')
+    guest.expect("<running>")
+    guest.send("\x03")
+    guest.expect(PROMPT)
+    assert guest.run("true").status == 0
+
+
+def test_the_log_has_no_warning(guest):
+    assert complaints(guest.output("dmesg -r")) == []
 
 
 def test_without_input_the_guest_runs_and_power_off_is_status_1(backend, image, initrd_with):
@@ -153,7 +141,8 @@ def test_without_input_the_guest_runs_and_power_off_is_status_1(backend, image, 
 
 
 def test_a_script_can_be_piped_in_and_reboot_is_status_0(backend, image):
-    typed = b"echo $((6 * 7)) is the answer\nreboot -f\n"
+    # the kernel empties the UART when it finds it: the first characters, typed before that, are lost, as on hardware
+    typed = b"\n" * 40 + b"echo $((6 * 7)) is the answer\nreboot -f\n"
     argv = command(backend, image.kernel, image.initrd)
     done = subprocess.run(argv, input=typed, capture_output=True, timeout=120, check=False)
     assert b"42 is the answer" in done.stdout

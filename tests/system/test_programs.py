@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.console import Guest, command
 from tests.system.files import File, pack_python
-from tests.system.test_linux import test_the_log_shows_no_trouble  # noqa: F401  (again, after all of these)
+from tests.system.log import complaints
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -67,3 +67,7 @@ def test_a_c_program_gives_what_it_gives_on_the_host(guest, binaries, name):
 
 def test_a_python_program_gives_what_it_gives_on_the_host(guest, python):
     assert guest.output(python.command) == python.expected
+
+
+def test_the_log_has_no_warning_after_all_of_these(guest):
+    assert complaints(guest.output("dmesg -r")) == []

@@ -37,7 +37,6 @@ PERF_DIRECTORY = Path("/tmp")  # perf looks nowhere else
 _GUEST_WIDTH = 62
 _PADDING = b"\x90" * 15
 _MACHINES = {64: "i386:x86-64", 32: "i386", 16: "i8086"}
-_LINE = re.compile(r"^\s*([0-9a-f]+):\t([0-9a-f ]+)(?:\t(.*))?$")
 _TARGET = re.compile(r"^((?:j\w+|call|loop\w*|jmp|xbegin)\w*(?:,p[nt])?\s+)0x([0-9a-f]+)|(# )0x([0-9a-f]+)")
 
 
@@ -133,8 +132,11 @@ def translated(machine: Translator, first: int = 0, last: int | None = None) -> 
     return [b for b in found if b.gpa + len(b.guest) > first and (last is None or b.gpa <= last)]
 
 
-def disassemble(pieces: Sequence[tuple[int, bytes]], bits: int) -> list[list[tuple[int, str]]]:
-    """For each (address, bytes): its instructions as (address, text). Without objdump: one line of hexadecimal."""
+def disassemble(pieces: Sequence[tuple[int, bytes]], bits: int, *, whole: bool = False) -> list[list[tuple[int, str]]]:
+    """For each (address, bytes): its instructions as (address, text). Without objdump: one line of hexadecimal.
+
+    ``whole``: the bytes are surely whole instructions, as what the engine emits; that goes faster.
+    """
     plain = [[(address, data.hex(" "))] if data else [] for address, data in pieces]
     objdump = shutil.which("objdump")
     if objdump is None or not pieces:
@@ -142,7 +144,7 @@ def disassemble(pieces: Sequence[tuple[int, bytes]], bits: int) -> list[list[tup
     starts, image = [], bytearray()
     for _, data in pieces:
         starts.append(len(image))
-        image += data + _PADDING  # so that bytes that are no instruction do not reach into the next piece
+        image += data if whole else data + _PADDING  # what is no instruction must not reach into the next piece
     with tempfile.NamedTemporaryFile(prefix="pyhyve-") as file:
         file.write(image)
         file.flush()
@@ -153,16 +155,16 @@ def disassemble(pieces: Sequence[tuple[int, bytes]], bits: int) -> list[list[tup
     found: list[list[tuple[int, str]]] = [[] for _ in pieces]
     number = 0
     for line in done.stdout.splitlines():
-        match = _LINE.match(line)
-        if match is None:
+        head, _, rest = line.partition(":\t")
+        if not rest:
             continue
-        at = int(match[1], 16)
+        at = int(head, 16)
         while number + 1 < len(starts) and at >= starts[number + 1]:
             number += 1
         if at - starts[number] < len(pieces[number][1]):
             address = pieces[number][0]
-            text = _shift(match[3] or "", starts[number], address, bits)
-            found[number].append((address + at - starts[number], text.strip()))
+            text = _shift(rest.partition("\t")[2].strip(), starts[number], address, bits)
+            found[number].append((address + at - starts[number], text))
     return found
 
 
@@ -175,7 +177,7 @@ def _shift(text: str, start: int, address: int, bits: int) -> str:
             distance = (distance + 0x8000 & 0xFFFF) - 0x8000
         return f"{match[1] or match[3]}{address + distance & 0xFFFFFFFFFFFFFFFF:#x}"
 
-    return _TARGET.sub(moved, text)
+    return _TARGET.sub(moved, text) if text[:1] in "jclx" or "#" in text else text
 
 
 def dump(blocks: Iterable[Block], out: TextIO) -> None:
@@ -191,7 +193,7 @@ def dump(blocks: Iterable[Block], out: TextIO) -> None:
 
 def _dump_chunk(blocks: Sequence[Block], out: TextIO) -> None:
     cut = [block.pieces() for block in blocks]
-    host = iter(disassemble([(piece.host, piece.data) for pieces in cut for piece in pieces], 64))
+    host = iter(disassemble([(piece.host, piece.data) for pieces in cut for piece in pieces], 64, whole=True))
     guest: dict[tuple[int, bytes, int], str] = {}
     for bits in _MACHINES:
         wanted = [
@@ -264,12 +266,12 @@ def at_end(config: Config, machine: object) -> Callable[[], None] | None:
             pass
 
     def write() -> None:
-        if path:
-            with _written(path) as out:
-                dump(translated(translator, first, last), out)
         if wants_map:
             with _written(str(PERF_DIRECTORY / f"perf-{os.getpid()}.map")) as out:
                 out.writelines(perf_map(translated(translator)))
+        if path:
+            with _written(path) as out:
+                dump(translated(translator, first, last), out)
 
     return write
 

@@ -23,6 +23,7 @@ cdef struct Block:
     uint64_t gpa             # guest-physical address of the first byte
     uint64_t gpa2            # guest-physical page of the part behind a page border, or NO_PAGE
     uint64_t code            # executable address of the lookup entry (T0 = linear rip)
+    uint64_t check           # executable address of the event check between the two
     uint64_t chained         # executable address of the entry for jumps inside the page
     uint64_t cold_exit       # executable address of its cold exit to the lookup
     uint64_t host_end
@@ -107,3 +108,4 @@ cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil
 cdef CodePage *page_of(CodeCache *c, uint64_t gpa) noexcept nogil
 cdef uint64_t granules(uint32_t start, uint32_t size) noexcept nogil
 cdef void retire(CodeCache *c, Block *b) noexcept nogil
+cdef void divert(CodeCache *c, uint64_t where, uint64_t to) noexcept nogil

@@ -253,7 +253,6 @@ def has_code(e, gpa):
 
 def retire(c, b):
     """Take a block out of the hash and lead whoever still jumps to it back to the lookup."""
-    at: cython.pointer(uint8_t) = c.rw + (b.chained - c.rx)
     h: uint32_t = hash_of(b.gpa, b.mode)
     link: cython.pointer(cython.pointer(Block)) = cython.address(c.hash[h])
     b.valid = 0
@@ -262,8 +261,16 @@ def retire(c, b):
             link[0] = b.hash_next
             break
         link = cython.address(link[0].hash_next)
+    # The event check may use flags that the block overwrites: whatever comes to this address next may need them.
+    divert(c, b.check, b.cold_exit)
+    divert(c, b.chained, b.cold_exit)
+
+
+def divert(c, where, to):
+    """Write a jump to ``to`` at executable address ``where``."""
+    at: cython.pointer(uint8_t) = c.rw + (where - c.rx)
     at[0] = 0xE9
-    cython.cast(cython.pointer(int32_t), at + 1)[0] = cython.cast(int32_t, b.cold_exit - (b.chained + 5))
+    cython.cast(cython.pointer(int32_t), at + 1)[0] = cython.cast(int32_t, to - (where + 5))
 
 
 def code_written(e, s, gpa, size):

@@ -847,16 +847,19 @@ def tlb_fill(s, va, size, access, status):
         status[0] = DONE
         return s.bounce_host[0] - va
 
-    if kind != ACCESS_WRITE or access & ACCESS_RMW:
-        for i in range(parts):
-            length = s.bounce_first if i == 0 else size - s.bounce_first
-            host = s.bounce_host[i]
-            if host == 0 and not is_apic(s, s.bounce_gpa[i]):
-                host = ram_host(s.engine, s.bounce_gpa[i], False)  # ROM: what is to be modified can be read
-            if read_part(s, host, s.bounce_gpa[i], buffer + done, length) != DONE:
-                status[0] = LEAVE
-                return 0
-            done += length
+    # A plain store gets the old contents too, where reading has no effect: an x87 store with an unmasked exception
+    # pending writes nothing, and the buffer is written out all the same.
+    for i in range(parts):
+        length = s.bounce_first if i == 0 else size - s.bounce_first
+        host = s.bounce_host[i]
+        if host == 0 and not is_apic(s, s.bounce_gpa[i]):
+            host = ram_host(s.engine, s.bounce_gpa[i], False)  # ROM: what is to be modified can be read
+        if host == 0 and kind == ACCESS_WRITE and access & ACCESS_RMW == 0:
+            native.fill8(buffer + done, 0, length)
+        elif read_part(s, host, s.bounce_gpa[i], buffer + done, length) != DONE:
+            status[0] = LEAVE
+            return 0
+        done += length
     if kind == ACCESS_WRITE:
         s.bounce_active = 1
         s.bounce_size = size

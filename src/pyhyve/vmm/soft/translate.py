@@ -449,10 +449,10 @@ def emit_mem_form(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyt
         emit_immediate(x, insn)
     if high:
         load_gs(a, 6, off(x.s, cython.address(x.s.scratch[1])))
+    if op.vvvv_access & OP_WRITE:
+        write_back(x, insn.vvvv, vvvv)  # first: MULX with one register for both halves keeps the high one
     if op.reg_access & OP_WRITE and not high and op.kind != K_BT:
         write_back(x, insn.reg, reg)
-    if op.vvvv_access & OP_WRITE:
-        write_back(x, insn.vvvv, vvvv)
 
 
 @cython.cfunc
@@ -474,7 +474,8 @@ def emit_reg_form(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyt
             else:
                 rm = source(x, rm, T0)
                 emit_opcode(x, insn, 0, 0, rm, 0, op.z_size == SZ_B)
-                a.p[-1] = (insn.opcode & 0xF8) | (rm & 7)
+                a.p -= 1
+                e8(a, (insn.opcode & 0xF8) | (rm & 7))
         else:
             emit_opcode(x, insn, 0, 0, 0, 0, False)
         emit_immediate(x, insn)
@@ -504,12 +505,12 @@ def emit_reg_form(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyt
     emit_opcode(x, insn, reg, 0, rm, vvvv, force and not high)
     e8(a, 0xC0 | ((reg & 7) << 3) | (rm & 7))
     emit_immediate(x, insn)
+    if op.vvvv_access & OP_WRITE:
+        write_back(x, insn.vvvv, vvvv)
     if op.reg_access & OP_WRITE and not high_byte(insn, insn.reg, op.reg_size):
         write_back(x, insn.reg, reg)
     if op.rm_access & OP_WRITE and not high_byte(insn, insn.rm, op.rm_size):
         write_back(x, insn.rm, rm)
-    if op.vvvv_access & OP_WRITE:
-        write_back(x, insn.vvvv, vvvv)
 
 
 @cython.cfunc
@@ -1154,6 +1155,7 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     # The entry for jumps from elsewhere: T0 is the linear address of this block
     lea(a, 1, T1, T0, NO_REG, 0, -cython.cast(int64_t, start))
     store_gs(a, T1, off(s, cython.address(s.page_va)))
+    b.check = here(a)
     if x.mode & MODE_STEP:
         # A step runs with events put off
         add_cold(x, COLD_EVENT, skip_over(a), start, 0)

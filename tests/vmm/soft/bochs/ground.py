@@ -2,7 +2,8 @@
 
     0x00000  real-mode vectors                       0x20000  stacks and data, eight pages
     0x01000  PML4, PDPT, PD, PT; PAE PDPT; 32-bit PD, PT; then a second PDPT, PD, PT for the paging family
-    0x0C000  handlers: NOPs, in reach of 16 bits     0x80000  code, 16 bytes a case, never used twice
+    0x0B000  stacks of 16-bit tasks                  0x80000  code, 16 bytes a case, never used twice
+    0x0C000  handlers: NOPs, in reach of 16 bits
     0x10000  GDT, LDT, IDT, TSS, another TSS
 
 Linear addresses are physical below 2 MiB, and the same again from ``HIGH`` on in long mode. Descriptors 1-4 are code
@@ -20,11 +21,12 @@ from tests.vmm.soft.fuzz.tables import A, P, U, W, descriptor, dwords, gate, loa
 
 SIZE = 2 << 20
 PML4, PDPT, PD, PT, PAE_PDPT, PD32, PT32, PDPT2, PD2, PT2 = range(0x1000, 0xB000, 0x1000)
+LOW_STACK = 0xB000
 HANDLERS, HANDLERS_SIZE = 0xC000, 0x4000
 GDT, LDT, IDT, TSS, TSS2 = 0x10000, 0x11000, 0x12000, 0x14000, 0x15000
 STACKS, STACKS_SIZE = 0x20000, 0x8000
 CODE, CODE_SLOT = 0x80000, 16
-SLOTS = 0x4000
+SLOTS = 0x3FFF
 HIGH = 0xFFFF800000000000
 ALL = P | W | U
 
@@ -41,7 +43,8 @@ def _still_pages() -> dict[int, bytes]:
         PAE_PDPT: qwords(PD | P).ljust(4096, b"\0"), PD32: dwords(PT32 | ALL | A).ljust(4096, b"\0"),
         PT: qwords(*(page << 12 | ALL | _accessed(page) for page in range(512))),
         PT32: dwords(*(page << 12 | ALL | _accessed(page) for page in range(512))).ljust(4096, b"\0"),
-        PDPT2: bytes(4096), PD2: bytes(4096), PT2: bytes(4096),
+        PDPT2: bytes(4096), PD2: bytes(4096), PT2: bytes(4096), LOW_STACK: bytes(4096),
+        **{HANDLERS + offset: b"\x90" * 4096 for offset in range(0, HANDLERS_SIZE, 4096)},
     }  # fmt: skip
     for index in (0, 256):
         struct.pack_into("<Q", pages[PML4], 8 * index, PDPT | ALL | A)
@@ -197,7 +200,7 @@ class Ground:
         elif self.tss_kind in (1, 3):
             words = [0]
             for level in range(3):
-                words += [self.stack_top() - STACKS, self.task_stack(level)]
+                words += [LOW_STACK + self.one_of(0x800, 0xFF8, 0x10, 8, 4), self.task_stack(level)]
             task = b"".join(struct.pack("<H", word & 0xFFFF) for word in words)
         else:
             words = [0]

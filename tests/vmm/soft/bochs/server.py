@@ -6,23 +6,32 @@ and does not see that this module writes memory: code must never change at an ad
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-import pickle
+import resource
+import signal
 import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import bochscpu
 import bochscpu._bochscpu as native
 
+from tests.vmm.soft.bochs.pipes import receive, send
 from tests.vmm.soft.bochs.state import CONTROL, GENERAL, MSRS, SEGMENTS, UNUSABLE_BIT, Descriptor, Outcome, State
 
 PAGE = 4096
 MANY = 12
 """Exceptions after which a case counts as a triple fault that Bochs does not report."""
 _REGISTERS = (*GENERAL, *CONTROL, *MSRS)
+PRELUDE = 0xBFFF0
+"""Where an instruction of this module's own lies: the last slot for code, which scenarios leave alone."""
+PAE, PAGING, LMA = 1 << 5, 1 << 31, 1 << 10
 _SENSITIVE = ("cr0", "cr3", "cr4", "efer")
+
+
+SPENT = 3
+"""Exit status of a child that answered and can serve no more."""
+_NOTHING = State({}, {}, {}, {})
 
 
 class Model:
@@ -35,7 +44,6 @@ class Model:
         self.outside = False
         for gpa in range(0, size, PAGE):
             self.host[gpa] = self._insert(gpa)
-        self.size = size
 
     def _insert(self, gpa: int) -> int:
         host: int = native.memory.allocate_host_page()
@@ -51,7 +59,11 @@ class Model:
         self.outside = False
         for gpa, data in before.pages.items():
             ctypes.memmove(self.host[gpa], data, PAGE)
+        for gpa, data in before.code.items():
+            ctypes.memmove(self.host[gpa & ~(PAGE - 1)] + gpa % PAGE, data, len(data))
         self._set(before)
+        if before.registers["cr4"] & PAE and before.registers["cr0"] & PAGING and not before.registers["efer"] & LMA:
+            self._load_directory_pointers(before)
         events: list[tuple[int, int]] = []
         ends: list[str] = []
         left = [before.steps]
@@ -82,12 +94,13 @@ class Model:
         hook.hlt = lambda session, cpu: stop(session, "halt")
         self.session.run([hook])
         end = ends[0] if ends else "nothing"
+        if end == "halt" and any(vector == 8 for vector, _ in events):
+            end = "triple"
         if self.outside and end == "step":
             end = "outside memory"
         return Outcome(end, self._get(before), events)
 
-    def _set(self, before: State) -> None:
-        s = self.session.cpu.state
+    def _fill(self, s: Any, before: State) -> Any:
         for name in _REGISTERS:
             setattr(s, name, before.registers[name])
         s.apic_base = 0xFEE00900
@@ -97,6 +110,10 @@ class Model:
             table = native.GlobalSegment()
             table.base, table.limit = base, limit
             setattr(s, name, table)
+        return s
+
+    def _set(self, before: State) -> None:
+        s = self._fill(self.session.cpu.state, before)
         # Through a state without paging, so that nothing of the last case's translations stays.
         for name, value in zip(_SENSITIVE, (0x10, 0, 0, 0), strict=True):
             setattr(s, name, value)
@@ -105,6 +122,17 @@ class Model:
             setattr(s, name, before.registers[name])
         self.session.cpu.state = s
         self.session.cpu.state = s
+
+    def _load_directory_pointers(self, before: State) -> None:
+        """Have Bochs read the four PDPTEs, which setting a state does not: it does so when MOV CR0 turns paging on."""
+        registers = before.registers | {"rip": PRELUDE, "rax": before.registers["cr0"], "rflags": 2, "cr0": 0x11}
+        flat = (8, 0, 0xFFFFFFFF, 0xC09B)
+        ctypes.memmove(self.host[PRELUDE & ~(PAGE - 1)] + PRELUDE % PAGE, b"\x0f\x22\xc0\xf4", 4)
+        self._set(State(registers, before.segments | {"cs": flat, "ss": (16, *flat[1:3], 0xC093)}, before.tables, {}))
+        hook = native.Hook()
+        hook.after_execution = lambda session, cpu, instruction: session.stop()
+        self.session.run([hook])
+        self.session.cpu.state = self._fill(self.session.cpu.state, before)
 
     def _get(self, before: State) -> State:
         s = self.session.cpu.state
@@ -127,30 +155,31 @@ def _descriptor(value: Any) -> Descriptor:
     return value.selector, value.base, value.limit, value.attr & 0xF0FF | (0 if value.present else UNUSABLE_BIT)
 
 
-def receive(pipe: BinaryIO) -> Any:
-    """The next object from a pipe; ``EOFError`` at its end."""
-    head = pipe.read(4)
-    if len(head) < 4:
-        raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(head, "little")))
-
-
-def send(pipe: BinaryIO, value: object) -> None:
-    """Write an object to a pipe."""
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    pipe.write(len(data).to_bytes(4, "little") + data)
-    pipe.flush()
-
-
 def main() -> None:
-    """Answer states until there are no more."""
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    """Serve from a child. Bochs aborts at some triple faults, and others leave it stopped; a child is quickly made."""
+    source, sink = 0, os.dup(1)
     os.dup2(2, 1)  # what Bochs prints does not belong into the answers
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
     model = Model(int(sys.argv[1]))
-    with contextlib.suppress(EOFError):
-        while True:
-            send(sink, model.step(receive(source)))
-    os._exit(0)
+    while True:
+        child = os.fork()
+        if child == 0:
+            try:
+                outcome = model.step(receive(source))
+                while outcome.end == "step":
+                    send(sink, outcome)
+                    outcome = model.step(receive(source))
+                send(sink, outcome)
+                os._exit(SPENT)
+            except EOFError:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            os._exit(0)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            send(sink, Outcome("triple" if number == signal.SIGABRT else signal.Signals(number).name, _NOTHING))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class State:
     """Registers by name; ``pages`` are whole pages of guest-physical memory; ``steps`` instructions are to complete.
 
     ``repeats`` marks string instructions, which an implementation may carry out in parts.
+    ``code`` is bytes to put at guest-physical addresses where nothing was executed yet.
     """
 
     registers: dict[str, int]
@@ -31,6 +32,7 @@ class State:
     pages: dict[int, bytes]
     steps: int = 1
     repeats: bool = False
+    code: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

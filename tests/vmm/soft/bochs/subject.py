@@ -7,10 +7,14 @@ from pyhyve.vmm import cpuid, exits
 from pyhyve.vmm.api import Capability, CpuidEntry
 from pyhyve.vmm.registers import Reg, Segment, SegmentName, Table
 from pyhyve.vmm.soft.engine import SoftCpu, SoftHypervisor, SoftMachine
+from tests.vmm.soft.bochs.ground import SIZE
 from tests.vmm.soft.bochs.state import MSRS, Descriptor, Outcome, State
 
 MOST_STEPS = 200
 """Exits in which an instruction must have completed: repeated string instructions may take several."""
+
+STRAY = ((0x13000, 0x14000), (0x16000, 0x20000), (0x28000, 0x80000), (0xC0000, SIZE))
+"""Memory that scenarios leave zero."""
 
 
 class Subject:
@@ -23,6 +27,21 @@ class Subject:
         self.memory = GuestMemory(size)
         self.machine: SoftMachine | None = None
         self.vcpu: SoftCpu | None = None
+
+    def vendor(self) -> str:
+        """Whose processor the engine shows its guests."""
+        if not self.table:
+            self._fresh()
+        return cpuid.vendor(self.table)
+
+    def strayed(self) -> bool:
+        """Whether memory that no scenario sets has been written; it is cleared then."""
+        dirty = False
+        for start, end in STRAY:
+            if self.memory.read(start, end - start).strip(b"\0"):
+                self.memory.write(start, bytes(end - start))
+                dirty = True
+        return dirty
 
     def close(self) -> None:
         """Give everything back."""
@@ -47,7 +66,7 @@ class Subject:
         machine, vcpu = self.machine, self.vcpu
         if machine is None or vcpu is None:
             machine, vcpu = self._fresh()
-        for gpa, data in before.pages.items():
+        for gpa, data in (*before.pages.items(), *before.code.items()):
             self.memory.write(gpa, data)
             machine.memory_written(gpa, len(data))
         put_state(vcpu, before)
@@ -75,10 +94,8 @@ class Subject:
                     return "triple"
                 case exits.Hlt():
                     return "halt"
-                case exits.InOut(is_in=True):
-                    vcpu.answer(0)
-                case exits.InOut() | exits.Bogus():
-                    pass
+                case exits.InOut():
+                    return "port"
                 case exits.InstEmul() | exits.EntryFailed():
                     return "outside memory"
                 case exits.RdMsr() | exits.WrMsr():

@@ -72,6 +72,7 @@ class Form:
     wide: bool = False
     """Does REX.W mean something?"""
     lock: bool = False
+    accumulator: bool = False
     aligned: bool = False
     """Does a misaligned memory operand raise #GP?"""
     kind: str = ""
@@ -173,6 +174,8 @@ def _special(form: Form) -> None:
         form.wide = True
     if name in ("push_sreg", "push_fs", "push_gs", "pushf", "leave", "mov_from_sreg", "cbw", "cwd"):
         form.sized = form.wide = True
+    if name in ("rdfsbase", "rdgsbase", "mov_from_sreg") and not form.memory:
+        form.writes = frozenset({"rm"})
     if form.memory and not form.vex and form.mem_size == 16 and form.vector_reg and name not in _UNALIGNED:
         form.aligned = True
     if name in ("movntps", "movntpd", "movntdq", "movntdqa", "movaps", "movapd", "movdqa", "fxsave", "fxrstor"):

@@ -33,6 +33,19 @@ _IMPLICIT = {
     "leave": {RSP, RBP},
     "imul": {RAX, RDX},
 }
+_NOTHING: set[int] = set()
+
+
+# Registers that ``emit`` sets up
+_PREPARED = {"string": {RCX, RSI, RDI}, "maskmov": {RDI}, "xlat": {RBX}, "div": {RDX}}
+
+
+def implicit(form: Form) -> set[int]:
+    """The general registers that a form, or what prepares it, writes without naming them."""
+    found = _IMPLICIT.get(form.name, _NOTHING) | _PREPARED.get(form.kind, _NOTHING)
+    return found | {RAX} if form.accumulator else found
+
+
 _SIGNED_8 = (0, 1, -1, 2, 7, 0x7F, -0x80, 8, 15, 16, 31, 32, 33, 63, 64)
 _FLAG_BITS = (0x1, 0x4, 0x10, 0x40, 0x80, 0x800)
 
@@ -321,7 +334,7 @@ class Generator:
                 form = rng.choice(self.forms)
             else:
                 form = rng.choice(rng.choice(self.names))
-            if self.avoid and _IMPLICIT.get(form.name, _NOTHING) & self.avoid:
+            if self.avoid and implicit(form) & self.avoid:
                 continue
             if form.kind == "gather" and not self.vectors_known:
                 continue
@@ -352,9 +365,9 @@ class Generator:
         self.items.append(Item(len(self.items), data, form, fix))
         if form.vector_reg:
             self.vectors_known = False
-        clobbered = _IMPLICIT.get(form.name)
-        if clobbered:
-            written |= clobbered
+        written |= _IMPLICIT.get(form.name, _NOTHING)
+        if form.accumulator:
+            written.add(RAX)
         if form.name in ("pop", "push", "pushf", "push_fs", "push_gs", "enter"):
             written -= {RSP}
         self.spoil(written)
@@ -363,7 +376,7 @@ class Generator:
 
     def legacy(self, form: Form, pp: int) -> tuple[bytes, tuple[str, int, int, int] | None, set[int]]:
         rng = self.rng
-        wide = rng.random() < (0.45 if form.wide else 0.04)
+        wide = rng.random() < (0.45 if form.wide else 0.04) and form.kind != "x87 pointers"
         prefixes = []
         rex = 8 if wide else 0
         half = pp == 1
@@ -689,7 +702,7 @@ class Generator:
         for _ in range(10):
             form = self.rng.choice(self.forms)
             if not form.name.startswith(("push", "pop", "enter", "leave")) and not (
-                _IMPLICIT.get(form.name, _NOTHING) & self.avoid
+                implicit(form) & self.avoid
             ) and form.kind != "gather":
                 self.emit(form)
                 return
@@ -735,7 +748,6 @@ class Generator:
                 self.emit(self.rng.choice(forms))
 
 
-_NOTHING: set[int] = set()
 _CONSTRUCTS = (
     *(Generator.skip,) * 4,
     *(Generator.counted,) * 3,

@@ -1,0 +1,159 @@
+"""``python -m benchmarks``: its parsers and its report. Nothing is timed here."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as main
+from benchmarks import boot, exits, host, work
+from benchmarks.console import Console
+from benchmarks.machines import Context
+from benchmarks.measure import BenchmarkError, Result, alternate, quantity, spread
+
+SMAPS = """\
+7f0000000000-7f0020000000 rw-s 00000000 00:01 1000                       /memfd:pyhyve-guest (deleted)
+Size:             524288 kB
+Rss:              200000 kB
+Pss:              200000 kB
+7f0020000000-7f0024000000 rw-s 00000000 00:01 1001                       /memfd:pyhyve-code (deleted)
+Size:              65536 kB
+Rss:                4096 kB
+Pss:                2048 kB
+7f0024000000-7f0028000000 r-xs 00000000 00:01 1001                       /memfd:pyhyve-code (deleted)
+Size:              65536 kB
+Rss:                4096 kB
+Pss:                2048 kB
+7f0030000000-7f0050000000 rw-p 00000000 00:00 0
+Size:             524288 kB
+Rss:              300000 kB
+Pss:              300000 kB
+7f0060000000-7f0060100000 r-xp 00000000 08:01 77                         /usr/lib/libsome thing.so
+Size:               1024 kB
+Rss:                1024 kB
+Pss:                  10 kB
+7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0                          [stack]
+Size:                132 kB
+Rss:                 128 kB
+Pss:                 128 kB
+"""
+
+
+def test_own_memory_leaves_the_guests_out_and_counts_shared_pages_once():
+    assert boot.own_memory(SMAPS, 512) == (4096 + 1024 + 128) / 1024
+
+
+def test_the_phases_of_a_boot_add_up_to_its_time():
+    report = {
+        "started": 100.5,
+        "now": 103.5,
+        "cpu": 2.8,
+        "tsc_hz": 2e9,
+        "vcpu0.run_tsc": 5e9,
+        "vcpu0.translate_tsc": 1e9,
+    }
+    found = boot.phases(100.0, report)
+    assert found == pytest.approx({"start-up": 0.5, "translation": 0.5, "execution": 1.8, "exits": 0.5, "waiting": 0.2})
+    assert sum(found.values()) == pytest.approx(3.5)
+
+
+def test_the_host_is_read_from_what_it_says():
+    assert host.cpu_model("processor\t: 0\nmodel name\t: Some CPU @ 2.00GHz\nflags\t: fpu\n") == "Some CPU @ 2.00GHz"
+    assert host.cpu_model("") == "unknown processor"
+    assert host.qemu_version("QEMU emulator version 7.2.22 (Debian 1:7.2)\nCopyright (c)\n") == "7.2.22 (Debian 1:7.2)"
+    assert host.qemu_version("QEMU emulator version 10.0.0\n") == "10.0.0"
+
+
+def test_without_qemu_the_report_says_so():
+    assert any("not installed" in line for line in host.describe(None, None))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(1.234, "s", "1.23 s"), (0.0123, "s", "12.3 ms"), (12.34, "MB", "12.3 MB"), (123.4, "MB", "123 MB")],
+)
+def test_a_value_has_three_digits(value, unit, text):
+    assert quantity(value, unit) == text
+
+
+def test_several_values_show_their_median_and_their_spread():
+    assert spread([3.0, 1.0, 2.0], "s") == "2.00 s (1.00 s–3.00 s)"
+
+
+def test_a_ratio_is_one_of_medians_and_limits_are_checked():
+    result = Result("boot", "s", [2.0, 9.0, 4.0], [1.0, 2.0, 3.0], limit=4.5, ratio_limit=1.5)
+    assert result.ratio == 2.0
+    assert result.kept is False
+    assert "ratio  2.00" in result.line()
+    assert "NOT KEPT" in result.line()
+    assert Result("boot", "s", [2.0], ratio_limit=3).kept is None
+    assert Result("boot", "s", [2.0], limit=3).kept is True
+    assert "[" not in Result("boot", "s", [2.0]).line()
+
+
+def test_runs_alternate():
+    order = []
+    assert alternate(2, lambda: order.append("ours"), lambda: order.append("qemu")) == ([None] * 2, [None] * 2)
+    assert order == ["ours", "qemu", "ours", "qemu"]
+    assert alternate(1, lambda: 1, None) == ([1], [])
+
+
+def test_an_unknown_name_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["nonsense"])
+    assert "no benchmark 'nonsense'" in capsys.readouterr().err
+
+
+# A guest's end of the conversation: it echoes lines, with what a terminal does to their ends, and runs them.
+SHELL = r"""
+import subprocess, sys
+print("root@debian:~# ", end="", flush=True)
+for line in sys.stdin:
+    print(line.strip(), end="\r\n", flush=True)
+    out = subprocess.run(["sh", "-c", line], capture_output=True, text=True).stdout
+    print(out.replace("\n", "\r\n") + "root@debian:~# ", end="", flush=True)
+"""
+
+
+def test_a_command_at_the_console_gives_its_output_and_its_time():
+    with Console([sys.executable, "-c", SHELL]) as console:
+        assert console.expect(b"root@debian:~# ", 30) >= console.spawned
+        seconds, output = console.time("seq 3")
+        assert output == b"1\r\n2\r\n3\r\n"
+        assert seconds >= 0
+        with pytest.raises(BenchmarkError, match="status 3"):
+            console.time("(exit 3)")
+
+
+def test_a_machine_that_ends_early_is_an_error_with_its_last_words():
+    with (
+        Console(["sh", "-c", "echo bhyve: no such kernel >&2; exit 1"]) as console,
+        pytest.raises(BenchmarkError, match=r"status 1(.|\n)*no such kernel"),
+    ):
+        console.expect(b"root@debian:~# ", 30)
+
+
+@pytest.fixture
+def context(tmp_path):
+    for tool in ("as", "ld"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no `{tool}` on this host (binutils)")
+    return Context(1, True, None, tmp_path)
+
+
+def test_tiny_guests_assemble(context):
+    kernel = context.kernel("kernel", exits._LOOP_PORT.format(port=0x500, rounds=5))
+    assert kernel.read_bytes()[:4] == b"\x7fELF"
+    rom = context.rom("rom", "out %al, $0x80").read_bytes()
+    assert len(rom) == 0x10000
+    assert rom[:2] == b"\xe6\x80"
+    assert rom[0xFFF0] == 0xE9
+    assert (0xFFF3 + int.from_bytes(rom[0xFFF1:0xFFF3], "little")) & 0xFFFF == 0
+    with pytest.raises(BenchmarkError, match="as: "):
+        context.kernel("wrong", "nonsense %eax")
+
+
+def test_quick_runs_take_commands_that_exist():
+    assert set(work.QUICK) <= set(work.COMMANDS)
+    assert Path(main.__file__).with_name("probe.py").exists()

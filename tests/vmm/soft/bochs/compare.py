@@ -1,0 +1,266 @@
+"""What must be equal after a step, and what Bochs is known to do differently from the manuals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.vmm.soft.bochs.ground import IDT, LONG, PT, PT32, SIZE
+from tests.vmm.soft.bochs.scenarios import Scenario, scenario
+from tests.vmm.soft.bochs.pipes import receive, send
+from tests.vmm.soft.bochs.state import UNUSABLE_BIT, Descriptor, Outcome, State
+from tests.vmm.soft.bochs.subject import Subject
+
+A = 1 << 5
+RF = 1 << 16
+CODE_LONG = 1 << 13
+
+
+class Bochs:
+    """The server process."""
+
+    def __init__(self) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.vmm.soft.bochs.server", str(SIZE)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+        )  # fmt: skip
+
+    def step(self, before: State) -> Outcome:
+        """What Bochs does with a state."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            send(self.process.stdin.fileno(), before)
+            outcome = receive(self.process.stdout.fileno())
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(f"Bochs died: {self.words()}") from None
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    def words(self) -> str:
+        """The end of what it said."""
+        self.errors.seek(0)
+        return self.errors.read()[-2000:]
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.errors):
+            if pipe is not None:
+                pipe.close()
+
+
+@dataclass(slots=True)
+class Difference:
+    """A scenario with two outcomes."""
+
+    scenario: Scenario
+    lines: list[str]
+    mine: Outcome
+    theirs: Outcome
+
+    def report(self) -> str:
+        """Both states and how to run it again."""
+        s, before = self.scenario, self.scenario.state
+        head = f"seed {s.seed}: {s.family} in {s.mode}, code {s.code.hex(' ')}; Bochs saw {self.theirs.events}"
+        rows = []
+        if not self.theirs.state.registers:
+            return "\n".join([head, *self.lines])
+        for name, value in before.registers.items():
+            mine, theirs = self.mine.state.registers[name], self.theirs.state.registers[name]
+            rows.append(f"    {name:15} {value:#18x} {mine:#18x} {theirs:#18x}{'' if mine == theirs else '  <'}")
+        for name, segment in before.segments.items():
+            words = [" ".join(f"{part:x}" for part in which) for which in (segment, self.mine.state.segments[name],
+                                                                           self.theirs.state.segments[name])]  # fmt: skip
+            rows.append(f"    {name:15} {words[0]:30} {words[1]:30} {words[2]}")
+        for name, table in before.tables.items():
+            rows.append(f"    {name:15} {table[0]:#x} {table[1]:#x}")
+        return "\n".join([head, "    " + "\n    ".join(self.lines), "    before, engine, Bochs:", *rows])
+
+
+@dataclass(slots=True)
+class Tally:
+    """How a run went."""
+
+    cases: int = 0
+    compared: int = 0
+    families: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    differences: list[Difference] = field(default_factory=list)
+    words: str = ""
+
+
+def _visible(value: Descriptor) -> Descriptor | tuple[int]:
+    """What of a segment register counts: of an unusable one, the selector."""
+    return (value[0],) if value[3] & UNUSABLE_BIT else value
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """Where Bochs and the engine may differ although the engine is right: ``applies(case, mine, vendor)``."""
+
+    reason: str
+    applies: Callable[[Scenario, Outcome, str], bool]
+
+
+def _iret_without_stack(case: Scenario, mine: Outcome, vendor: str) -> bool:
+    return case.mode == LONG and case.code in (b"\xcf", b"\x66\xcf")
+
+
+def _other_vendor(case: Scenario, mine: Outcome, vendor: str) -> bool:
+    return case.family == "system_call" and vendor != "GenuineIntel" and case.code[1] in (0x34, 0x35)
+
+
+def _gate_nowhere(case: Scenario, mine: Outcome, vendor: str) -> bool:
+    idt = case.state.pages[IDT]
+    return case.mode == LONG and case.family == "interrupt" and any(
+        not _canonical(_gate_offset(idt, vector)) for vector in (case.code[-1], 1, 3)
+    )
+
+
+def _gate_offset(idt: bytes, vector: int) -> int:
+    low, high = (int.from_bytes(idt[16 * vector + at : 16 * vector + at + 8], "little") for at in (0, 8))
+    return low & 0xFFFF | low >> 48 << 16 | (high & 0xFFFFFFFF) << 32
+
+
+def _branch_nowhere(case: Scenario, mine: Outcome, vendor: str) -> bool:
+    near = case.code[:1] in (b"\xc2", b"\xc3") or case.code[:2] in (b"\xff\x13", b"\xff\xe3")
+    return case.mode == LONG and near and not _canonical(mine.state.registers["rip"])
+
+
+def _canonical(address: int) -> bool:
+    return address >> 47 in (0, 0x1FFFF)
+
+
+DEVIATIONS = (
+    Deviation(
+        "IRET with a 16- or 32-bit operand pops SS:RSP too where it began in 64-bit mode (SDM Vol. 2, IRET: 'ELSE IF "
+        "instruction began in 64-Bit Mode'); Bochs does so only with REX.W",
+        _iret_without_stack,
+    ),
+    Deviation(
+        "SYSENTER and SYSEXIT are undefined in long mode on AMD's processors (APM Vol. 3); Bochs is an Intel processor",
+        _other_vendor,
+    ),
+    Deviation(
+        "A gate whose offset is not canonical: #GP before anything is pushed (SDM Vol. 2, INT n, "
+        "'INTRA-PRIVILEGE-LEVEL-INTERRUPT': the check precedes the pushes); Bochs pushes first",
+        _gate_nowhere,
+    ),
+    Deviation(
+        "A near branch to an address that is not canonical faults behind the branch, as on AMD's processors; Bochs "
+        "faults at the branch, as the SDM has it (Vol. 2, RET, CALL, JMP)",
+        _branch_nowhere,
+    ),
+)
+"""Seen in random runs; each is a reason not to compare such a case."""
+
+
+def excused(case: Scenario, mine: Outcome, vendor: str) -> str:
+    """The reason why a case cannot be compared, or nothing."""
+    return next((known.reason for known in DEVIATIONS if known.applies(case, mine, vendor)), "")
+
+
+def differences(case: Scenario, mine: Outcome, theirs: Outcome) -> list[str]:
+    """One line for each thing that differs."""
+    if mine.end != theirs.end:
+        return [f"the engine's end is {mine.end!r}, that of Bochs {theirs.end!r}"]
+    if mine.end != "step":
+        return []
+    a, b = mine.state, _settled(case, mine, theirs)
+    lines = []
+    for name, value in a.registers.items():
+        if value != b.registers[name]:
+            lines.append(f"{name}: {value:#x}, Bochs {b.registers[name]:#x}")
+    for name, segment in a.segments.items():
+        if _visible(segment) != _visible(b.segments[name]):
+            lines.append(f"{name}: {_hex(segment)}, Bochs {_hex(b.segments[name])}")
+    for name, table in a.tables.items():
+        if table != b.tables[name]:
+            lines.append(f"{name}: {_hex(table)}, Bochs {_hex(b.tables[name])}")
+    for gpa, page in a.pages.items():
+        other = b.pages[gpa]
+        if page != other:
+            lines += _words(case, gpa, page, other)
+    return lines
+
+
+def _settled(case: Scenario, mine: Outcome, theirs: Outcome) -> State:
+    """Bochs's state with the engine's values where the manual leaves them open, or Bochs is wrong in them alone."""
+    a, b = mine.state, theirs.state
+    registers, pages = dict(b.registers), dict(b.pages)
+    page_fault = any(vector == 14 for vector, _ in theirs.events)
+    if page_fault and case.family in ("segment_load", "far_transfer"):
+        registers["cr2"] = a.registers["cr2"]  # which half of a far pointer is read first
+    if case.mode == LONG and not a.segments["cs"][3] & CODE_LONG:
+        # The upper halves of general registers are undefined once 64-bit mode is left (SDM Vol. 1 3.4.1.1).
+        registers["rsp"] |= a.registers["rsp"] & ~0xFFFFFFFF
+    if case.code[-2:] == b"\x0f\x07":
+        registers["rflags"] &= ~RF  # SYSRET: RFLAGS <- R11 & 3C7FD7h, which has no RF (SDM Vol. 2)
+    if theirs.events and case.family != "page_walk":
+        # Which pages a faulting instruction touched before its fault is open: accessed bits of the lowest level.
+        for gpa, size in ((PT, 8), (PT32, 4)):
+            pages[gpa] = bytes(
+                other & ~A | page & A if at % size == 0 else other
+                for at, (page, other) in enumerate(zip(a.pages[gpa], pages[gpa], strict=True))
+            )
+    return State(registers, b.segments, b.tables, pages)
+
+
+def _words(case: Scenario, gpa: int, page: bytes, other: bytes) -> list[str]:
+    before = case.state.pages[gpa]
+    lines = []
+    for at in range(0, 4096, 8):
+        word = slice(at, at + 8)
+        if page[word] != other[word]:
+            was, engine, bochs = (int.from_bytes(data[word], "little") for data in (before, page, other))
+            lines.append(f"memory {gpa + at:#x}: {engine:#018x}, Bochs {bochs:#018x}, before {was:#018x}")
+    return lines[:6]
+
+
+def _hex(values: tuple[int, ...]) -> str:
+    return " ".join(f"{value:x}" for value in values)
+
+
+def run(
+    seeds: range, *, only: str = "", most: int = 5, go_on: Callable[[], bool] = lambda: True
+) -> Tally:
+    """Compare the scenarios of ``seeds`` until ``most`` differ or ``go_on`` says no."""
+    tally = Tally()
+    subject, bochs = Subject(SIZE), Bochs()
+    vendor = subject.vendor()
+    try:
+        for slot, seed in enumerate(seeds):
+            if len(tally.differences) >= most or not go_on():
+                break
+            case = scenario(seed, slot, only)
+            tally.cases += 1
+            mine = subject.step(case.state)
+            theirs = bochs.step(case.state)
+            if "outside memory" in (mine.end, theirs.end):
+                tally.ends["outside memory"] += 1
+                continue
+            if subject.strayed():
+                bochs.close()
+                bochs = Bochs()
+                tally.ends["stray write"] += 1
+            if excused(case, mine, vendor):
+                tally.ends["known deviation"] += 1
+                continue
+            tally.compared += 1
+            tally.families[case.family] += 1
+            tally.ends[theirs.end] += 1
+            lines = differences(case, mine, theirs)
+            if lines:
+                tally.differences.append(Difference(case, lines, mine, theirs))
+    finally:
+        tally.words = bochs.words()
+        bochs.close()
+        subject.close()
+    return tally

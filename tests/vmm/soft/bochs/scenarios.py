@@ -1,0 +1,44 @@
+"""From a seed to a machine state with one instruction to execute."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tests.vmm.soft.bochs.families import FAMILIES
+from tests.vmm.soft.bochs.ground import CODE_SLOT, SLOTS, Ground
+from tests.vmm.soft.bochs.state import State
+
+LAZY = ("segmented", "page_walk", "string", "system_segments", "flags")
+PUSHF = b"\x9c"
+"""Bochs works flags out when they are needed, and a state read from it has old ones until then: have them needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A state, its family, its mode and the bytes at its instruction pointer."""
+
+    seed: int
+    family: str
+    mode: str
+    code: bytes
+    state: State
+
+
+def scenario(seed: int, slot: int, only: str = "") -> Scenario:
+    """The scenario of ``seed``, its code in ``slot`` (of ``SLOTS``); ``only`` names the one family to choose from."""
+    rng = random.Random(f"{seed} {only}")
+    names = [only] if only else list(FAMILIES)
+    name = rng.choices(names, [FAMILIES[name][1] for name in names])[0]
+    function, _, modes = FAMILIES[name]
+    ground = Ground(rng, slot % SLOTS, modes)
+    function(ground)
+    if name in LAZY and ground.steps == 1:
+        ground.code += PUSHF
+        ground.steps = 2
+    code = ground.code
+    if len(code) > CODE_SLOT:
+        raise AssertionError(f"{name}: {code.hex()} does not fit into a slot")
+    state = ground.finish()
+    state.code[ground.slot] = code.ljust(CODE_SLOT, b"\xf4")  # HLT behind the code ends what is decoded
+    return Scenario(seed, name, ground.mode, code, state)
