@@ -18,7 +18,7 @@ TRUE = frozenset({"true", "on", "yes", "1"})
 FALSE = frozenset({"false", "off", "no", "0"})
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MEGABYTE = 1 << 20
-# What bhyve assumes where nothing is said (BHYVERUN.md section 1).
+# What bhyve assumes where nothing is said (bhyve(8)).
 DEFAULTS = {
     "acpi_tables": "false",
     "cpus": "1",

@@ -293,7 +293,7 @@ ACTIONS: dict[str, Callable[[Config, str], None]] = {
 def parse(argv: Sequence[str]) -> Config:
     """The configuration that a command line describes, not yet frozen.
 
-    Raises ``Usage``, ``Help``, or a ``PyhyveError`` with the message and status of BHYVERUN.md.
+    Raises ``Usage``, ``Help``, or a ``PyhyveError`` with the message and status that bhyve gives.
     """
     config = Config()
     found, positional = split_options(argv)

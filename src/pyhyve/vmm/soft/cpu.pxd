@@ -36,7 +36,10 @@ cdef extern from "<unistd.h>" nogil:
 ctypedef int (*EnterFunction)(CpuState *s, uint64_t code, uint64_t rip) noexcept nogil
 
 cdef bint fsgsbase_allowed() noexcept nogil
-cdef void watch_region(uint64_t start, uint64_t end, uint64_t stub) noexcept nogil
+cdef enum:
+    REGIONS = 256  # code caches of live machines in one process
+
+cdef bint watch_region(uint64_t start, uint64_t end, uint64_t stub) noexcept nogil
 cdef void unwatch_region(uint64_t start) noexcept nogil
 # Run until Python is needed; s.exit says why. The GIL is not held.
 cdef void cpu_run(CpuState *s) noexcept nogil

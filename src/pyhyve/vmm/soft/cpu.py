@@ -116,9 +116,9 @@ SIGBUS = cython.declare(cython.int, 7)
 SIGFPE = cython.declare(cython.int, 8)
 SIGSEGV = cython.declare(cython.int, 11)
 
-region_start = cython.declare(uint64_t[64])
-region_end = cython.declare(uint64_t[64])
-region_stub = cython.declare(uint64_t[64])
+region_start = cython.declare(uint64_t[REGIONS])
+region_end = cython.declare(uint64_t[REGIONS])
+region_stub = cython.declare(uint64_t[REGIONS])
 old_actions = cython.declare(sigaction_s[32])
 installed = cython.declare(cython.bint, False)
 # XSTATE_BV 0: XRSTOR from it puts x87, SSE and AVX in their initial state. 64 bytes of room to align it.
@@ -139,7 +139,7 @@ def on_host_fault(signum, info, context):
     pc: uint64_t = cython.cast(uint64_t, uc.uc_mcontext.gregs[16])
     s: cython.pointer(CpuState)
     i: cython.int
-    for i in range(64):
+    for i in range(REGIONS):
         if region_start[i] and region_start[i] <= pc < region_end[i]:
             s = native.current()
             s.fault_signal = signum
@@ -168,20 +168,21 @@ def install_signals():
 
 
 def watch_region(start, end, stub):
-    """Faults at host addresses in ``[start, end)`` are the guest's."""
+    """Faults at host addresses in ``[start, end)`` are the guest's. False if there are too many machines."""
     i: cython.int
     install_signals()
-    for i in range(64):
+    for i in range(REGIONS):
         if region_start[i] == 0:
             region_end[i] = end
             region_stub[i] = stub
             region_start[i] = start
-            return
+            return True
+    return False
 
 
 def unwatch_region(start):
     i: cython.int
-    for i in range(64):
+    for i in range(REGIONS):
         if region_start[i] == start:
             region_start[i] = 0
 

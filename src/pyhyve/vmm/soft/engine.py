@@ -176,6 +176,7 @@ class SoftMachine:
     def __dealloc__(self):
         i: uint32_t
         if self.e != cython.NULL:
+            self._unwatch()
             code_destroy(self.e)
             for i in range(self.e.cpu_count):
                 if self.e.cpus[i] != cython.NULL:
@@ -335,9 +336,12 @@ class SoftMachine:
             self.e.timer_stop = 1
             timer_poke(self.e)
             self.timer.join()
-        if self.e.code != cython.NULL:
-            unwatch_region(cython.cast(cython.pointer(CodeCache), self.e.code).rx
-                           + cython.cast(cython.pointer(CodeCache), self.e.code).start)
+        self._unwatch()
+
+    def _unwatch(self):
+        c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), self.e.code)
+        if c != cython.NULL:
+            unwatch_region(c.rx + c.start)
 
     def blocks(self):
         """Every translated block that is still valid, oldest first, while no vCPU runs: for dumps and profilers.
@@ -433,7 +437,8 @@ class SoftCpu:
             c = cython.cast(cython.pointer(CodeCache), machine.e.code)
             emit_stubs(c, s, cython.cast(uint64_t, cython.cast(cython.p_void, slow_access)),
                        cython.cast(uint64_t, cython.cast(cython.p_void, slow_finish)), fsgsbase_allowed())
-            watch_region(c.rx + c.start, c.rx + c.size, c.stubs.host_fault)
+            if not watch_region(c.rx + c.start, c.rx + c.size, c.stubs.host_fault):
+                raise BackendError("too many virtual machines on the CPU engine in one process")
         if lapic_create(s) < 0:
             raise BackendError("no memory for a local APIC")
         machine.e.cpus[index] = s
