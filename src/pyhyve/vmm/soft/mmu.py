@@ -825,6 +825,9 @@ def tlb_fill(s, va, size, access, status):
     s.bounce_first = PAGE - (va & PAGE_OFFSET)
     if s.bounce_first < size:
         parts = 2
+        if s.mode & MODE_CODE64 and not is_canonical(va + size - 1):
+            status[0] = gp(s, 0)  # the whole operand is checked before any page is looked at
+            return 0
     else:
         s.bounce_first = size
     for i in range(parts):

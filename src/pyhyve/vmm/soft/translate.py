@@ -112,6 +112,7 @@ from cython.cimports.pyhyve.vmm.soft.insn import MEM_NONE, MEM_READ, MEM_RMW, ME
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
+    CS,
     EXC_NM,
     EXC_UD,
     FLAGS_ARITH,
@@ -256,7 +257,7 @@ def emit_tlb(x: cython.pointer(Context), segment: uint32_t, size: uint32_t, acce
         if segment == FS or segment == GS:
             load_gs(a, T1, off(x.s, cython.address(x.s.segments[segment].base)))
             lea(a, 1, T0, T0, T1, 0, 0)
-    elif (x.mode & MODE_FLAT) == 0 or segment == FS or segment == GS:
+    elif segmented(x, segment, access):
         mov_imm32(a, T1, what | SLOW_SEGMENTED)
         call_to(a, x.c.stubs.slow)
         return
@@ -300,10 +301,12 @@ def emit_tlb(x: cython.pointer(Context), segment: uint32_t, size: uint32_t, acce
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def segmented(x: cython.pointer(Context), segment: uint32_t) -> cython.bint:
-    """Does ``emit_tlb`` call the slow path right there for accesses in this segment?"""
+def segmented(x: cython.pointer(Context), segment: uint32_t, access: uint32_t) -> cython.bint:
+    """Does ``emit_tlb`` call the slow path right there for such accesses in this segment?"""
     if x.mode & MODE_CODE64:
         return False
+    if segment == CS and access & ACCESS_WRITE:
+        return True  # a code segment is never writable
     return (x.mode & MODE_FLAT) == 0 or segment == FS or segment == GS
 
 
@@ -314,7 +317,7 @@ def finish_access(x: cython.pointer(Context), segment: uint32_t, access: uint32_
     """Behind the instruction that used ``[T0 + T2]``."""
     if (access & ACCESS_WRITE) == 0:
         return
-    if segmented(x, segment):
+    if segmented(x, segment, access):
         call_to(cython.address(x.a), x.c.stubs.finish)
     else:
         x.cold[x.colds - 1].back = here(cython.address(x.a))

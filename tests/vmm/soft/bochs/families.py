@@ -225,7 +225,7 @@ def system_call(ground: Ground) -> None:
 
 
 CR0_BITS = (0, 1, 2, 3, 5, 16, 18, 29, 30, 31)
-CR4_BITS = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 20, 21)
+CR4_BITS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 20, 21)
 
 
 @family(8)
@@ -394,7 +394,7 @@ def string(ground: Ground) -> None:
             selector, _, limit, access = ground.segments[segment]
             ground.segments[segment] = selector, STACKS, limit, access
     r["rcx"] = r["rcx"] & ~0xFFFFFFFF | ground.one_of(0, 1, 2, 5, 12, 40)
-    if ground.mode != LONG:
+    if b"\x67" not in prefix or ground.mode != LONG:
         r["rcx"] &= 0xFFFFFFFF
     if ground.chance(0.5):  # equal data, so that comparisons run on
         ground.stack[:] = bytes([0x5A]) * len(ground.stack)

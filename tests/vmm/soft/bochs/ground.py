@@ -30,6 +30,9 @@ SLOTS = 0x3FFF
 HIGH = 0xFFFF800000000000
 ALL = P | W | U
 
+GATES = 64
+"""Vectors with gates of their own; those from here on have the same again."""
+
 LONG, COMPAT, PROT32, PROT16, V86, REAL = "long compat prot32 prot16 v86 real".split()
 MODES = (LONG, COMPAT, PROT32, PROT16, V86, REAL)
 
@@ -165,7 +168,7 @@ class Ground:
     def _gates(self) -> None:
         idt = bytearray()
         strange = self.one_of(0, 60)
-        for vector in range(256):
+        for vector in range(GATES):
             selector = (9 if self.mode == COMPAT or (self.mode == LONG and self.chance(0.5)) else 1) * 8
             kind, dpl, present, count, upper = self.one_of(0xE, 0xF), self.one_of(0, 3, 3), 1, self.one_of(0, 0, 1, 2), self.high
             if vector != 8 and self.rng.randrange(100) < strange:
@@ -179,14 +182,16 @@ class Ground:
             idt += qwords(gate(selector, HANDLERS + 16 * vector, kind, dpl, present, count))
             if self.long:
                 idt += qwords(upper >> 32)
-        self.pages[IDT] = bytearray(idt[:4096].ljust(4096, b"\0"))
+        self.pages[IDT] = (idt * (256 // GATES))[:4096].ljust(4096, b"\0")
         limit = self.one_of(0xFFF, 0xFFF, 0xFFF, 0x1FF, 0x7F)
         self.tables["idtr"] = (IDT | self.high, limit)
         if self.mode == REAL:
             self.tables["idtr"] = (0, self.one_of(0x3FF, 0x3FF, 0x3FF, 0x7F))
 
-    def stack_top(self) -> int:
-        """A good top for a stack that an interrupt switches to."""
+    def stack_top(self, *, near: bool = False) -> int:
+        """A good top for a stack that an interrupt switches to; a ``near`` one is in reach of 16 bits."""
+        if near or self.mode == PROT16:
+            return LOW_STACK + self.one_of(0x800, 0xFF8, 0x7FC, 0x10)
         return STACKS + 0x1000 * self.rng.randrange(1, 7) + self.one_of(0x800, 0x800, 0x7FC, 0xFF8, 0x10, 8, 4)
 
     def _tasks(self) -> None:
@@ -200,7 +205,7 @@ class Ground:
         elif self.tss_kind in (1, 3):
             words = [0]
             for level in range(3):
-                words += [LOW_STACK + self.one_of(0x800, 0xFF8, 0x10, 8, 4), self.task_stack(level)]
+                words += [self.stack_top(near=True), self.task_stack(level)]
             task = b"".join(struct.pack("<H", word & 0xFFFF) for word in words)
         else:
             words = [0]
@@ -228,6 +233,7 @@ class Ground:
         if not good:
             names[self.rng.randrange(7)] = self.any_selector()
         if (self.gdt[36] >> 40 & 0xF) in (1, 3):
+            registers[4] = self.stack_top(near=True)
             values = [eip & 0xFFFF, flags & 0xFFFF, *(value & 0xFFFF for value in registers), *names[:4], names[6]]
             task = bytes(14) + b"".join(struct.pack("<H", value) for value in values)
         else:

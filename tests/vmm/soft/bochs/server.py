@@ -21,7 +21,7 @@ from tests.vmm.soft.bochs.state import CONTROL, GENERAL, MSRS, SEGMENTS, UNUSABL
 
 PAGE = 4096
 MANY = 12
-"""Exceptions after which a case counts as a triple fault that Bochs does not report."""
+"""Exceptions after which a case counts as one that comes to no end."""
 _REGISTERS = (*GENERAL, *CONTROL, *MSRS)
 PRELUDE = 0xBFFF0
 """Where an instruction of this module's own lies: the last slot for code, which scenarios leave alone."""
@@ -75,7 +75,7 @@ class Model:
         def exception(session: Any, cpu: int, vector: int, error: int) -> None:
             events.append((vector, error))
             if len(events) > MANY:
-                stop(session, "triple")
+                stop(session, "endless")
 
         def completed(session: Any, cpu: int, instruction: object) -> None:
             left[0] -= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from pyhyve.memory import GuestMemory
 from pyhyve.vmm import cpuid, exits
 from pyhyve.vmm.api import Capability, CpuidEntry
@@ -38,8 +40,9 @@ class Subject:
         """Whether memory that no scenario sets has been written; it is cleared then."""
         dirty = False
         for start, end in STRAY:
-            if self.memory.read(start, end - start).strip(b"\0"):
-                self.memory.write(start, bytes(end - start))
+            clean = _zeros(end - start)
+            if self.memory.read(start, end - start) != clean:
+                self.memory.write(start, clean)
                 dirty = True
         return dirty
 
@@ -116,6 +119,11 @@ class Subject:
             tables[name] = (table.base, table.limit)
         pages = {gpa: self.memory.read(gpa, 4096) for gpa in before.pages}
         return State(registers, segments, tables, pages)
+
+
+@cache
+def _zeros(size: int) -> bytes:
+    return bytes(size)
 
 
 def put_state(vcpu: SoftCpu, before: State) -> None:

@@ -45,7 +45,7 @@ def main() -> int:
                     break
         seconds = time.monotonic() - started
         print(f"{comparison.cases} cases in {seconds:.1f} s, {comparison.cases / seconds:.0f} a second; "
-              f"faults by vector: {dict(sorted(comparison.faults.items()))}")  # fmt: skip
+              f"{comparison.dropped} blobs dropped; faults by vector: {dict(sorted(comparison.faults.items()))}")  # fmt: skip
     tried = [form for form in all_forms() if form.count]
     print(f"{len(tried)} of {len(all_forms())} forms tried; not: {[f.label for f in all_forms() if not f.count][:20]}")
     if args.coverage:

@@ -34,6 +34,7 @@ EXCLUDED = frozenset(
 _FSGSBASE = frozenset("rdfsbase rdgsbase wrfsbase wrgsbase".split())
 _SIZES = {"b": 1, "w": 2, "d": 4, "q": 8, "o": 16, "x": 16, "h": 8, "f": 4, "e": 2, "dup": 8, "pair": 8, "env": 28,
           "fsave": 108, "10": 10, "1": 1, "2": 2, "y": 4, "v": 4, "z": 4, "fxsave": 512}  # fmt: skip
+_NO_OPERANDS = frozenset("i64 o64 d64 f64 fpu mmx sse avx wait legacy CL 1 Ap".split())
 _STRINGS = frozenset("movs cmps stos lods scas".split())
 
 # Legacy SSE memory operands of 16 bytes must be aligned, except these.
@@ -114,10 +115,12 @@ def _operands(form: Form, tokens: tuple[str, ...]) -> None:
         first, rest = token[0], token[1:]
         if token == "lk":
             form.lock = form.memory
-        elif first in "<>%@" or token in ("i64", "o64", "d64", "f64", "fpu", "mmx", "sse", "avx", "wait", "legacy") or token in ("AL", "CL", "1", "Ap"):
+        elif first in "<>%@" or token in _NO_OPERANDS:
             continue
-        elif token == "eAX":
-            form.sized = form.wide = True
+        elif token in ("AL", "eAX"):
+            form.accumulator = True
+            form.sized |= token == "eAX"
+            form.wide |= token == "eAX"
         else:
             size = rest.rstrip("!+-")
             written = rest[len(size) :] in ("!", "+")

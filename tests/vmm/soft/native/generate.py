@@ -361,7 +361,7 @@ class Generator:
             pp = rng.choice(form.pp)
         data, fix, written = self.vex(form) if form.vex else self.legacy(form, pp)
         if form.kind == "x87 pointers":
-            data += self.clear_pointers(data, form.name)
+            data += self.clear_pointers(form.name, b"\x66" in data[: data.index(form.opcode)])
         self.items.append(Item(len(self.items), data, form, fix))
         if form.vector_reg:
             self.vectors_known = False
@@ -583,12 +583,12 @@ class Generator:
         tail = bytes([0x40 | reg << 3 | 4, rng.randrange(4) << 6 | (index & 7) << 3 | base & 7, disp & 0xFF])
         return [], index >> 3 << 1 | base >> 3, tail, None
 
-    def clear_pointers(self, data: bytes, name: str) -> bytes:
+    def clear_pointers(self, name: str, half: bool) -> bytes:
         """Instructions that zero what FNSTENV, FNSAVE or FXSAVE stored about where the last x87 instruction was."""
         code = b""
         base, disp = self.stored_at
         fields = ((6, 2), (8, 8), (16, 8)) if name == "fxsave" else ((12, 4), (16, 8), (24, 4))
-        if name != "fxsave" and b"\x66" in data[:3]:
+        if name != "fxsave" and half:
             fields = ((6, 2), (8, 4), (12, 2))
         for offset, size in fields:
             rex = (8 if size == 8 else 0) | base >> 3

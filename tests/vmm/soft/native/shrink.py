@@ -16,8 +16,6 @@ def shrink(comparison: Comparison, difference: Difference, memory: int, batch: l
         found = comparison.run_survive([blob], memory)
         return found[0] if found and bool(found[0].died) == bool(difference.died) else None
 
-    if difference.died.startswith("native"):
-        return difference, []
     best = attempt(difference.blob)
     if best is None:
         return _with_others(comparison, difference, memory, batch)
