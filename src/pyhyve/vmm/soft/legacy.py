@@ -86,7 +86,7 @@ def enter(s, insn):
     level: uint32_t = insn.imm2 & 31
     sp: uint64_t = (s.gpr[RSP] - size) & mask
     bp: uint64_t = s.gpr[RBP]
-    frame: uint64_t = sp
+    frame: uint64_t = (s.gpr[RSP] & ~mask) | sp  # 32-bit ENTER on a 16-bit stack keeps the upper half
     va: uint64_t = 0
     value: uint64_t = bp
     status: cython.int

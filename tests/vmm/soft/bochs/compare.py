@@ -30,14 +30,17 @@ class Bochs:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip
 
-    def step(self, before: State) -> Outcome:
-        """What Bochs does with a state."""
+    def begin(self, before: State) -> None:
+        """Give Bochs a state to step from."""
         assert self.process.stdin is not None
+        send(self.process.stdin.fileno(), before)
+
+    def end(self) -> Outcome:
+        """What Bochs made of it."""
         assert self.process.stdout is not None
         try:
-            send(self.process.stdin.fileno(), before)
             outcome = receive(self.process.stdout.fileno())
-        except (EOFError, BrokenPipeError):
+        except EOFError:
             raise RuntimeError(f"Bochs died: {self.words()}") from None
         assert isinstance(outcome, Outcome)
         return outcome
@@ -281,8 +284,9 @@ def run(
                 break
             case = scenario(seed, slot, only)
             tally.cases += 1
+            bochs.begin(case.state)
             mine = subject.step(case.state)
-            theirs = bochs.step(case.state)
+            theirs = bochs.end()
             open_end = {"outside memory", "endless", "no end"} & {mine.end, theirs.end}
             if open_end:
                 tally.ends.update(open_end)

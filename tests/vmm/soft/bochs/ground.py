@@ -167,7 +167,7 @@ class Ground:
 
     def _gates(self) -> None:
         idt = bytearray()
-        strange = self.one_of(0, 60)
+        strange = self.one_of(0, 0, 10, 60)
         for vector in range(GATES):
             selector = (9 if self.mode == COMPAT or (self.mode == LONG and self.chance(0.5)) else 1) * 8
             kind, dpl, present, count, upper = self.one_of(0xE, 0xF), self.one_of(0, 3, 3), 1, self.one_of(0, 0, 1, 2), self.high
@@ -183,7 +183,7 @@ class Ground:
             if self.long:
                 idt += qwords(upper >> 32)
         self.pages[IDT] = (idt * (256 // GATES))[:4096].ljust(4096, b"\0")
-        limit = self.one_of(0xFFF, 0xFFF, 0xFFF, 0x1FF, 0x7F)
+        limit = self.one_of(*(0xFFF,) * 6, 0x1FF, 0x1FF, 0x7F)
         self.tables["idtr"] = (IDT | self.high, limit)
         if self.mode == REAL:
             self.tables["idtr"] = (0, self.one_of(0x3FF, 0x3FF, 0x3FF, 0x7F))
