@@ -1,9 +1,10 @@
 """The initial RAM disk of the Debian guest: busybox, the modules a virtual machine can need, and an ``/init``.
 
 ``/init`` is process 1. It mounts the kernel's file systems, loads the modules whose hardware is there (the kernel tells
-by ``modalias`` files; ``modprobe`` matches them), brings the network up in the background and runs a login shell with
-job control on the console for ever. ``poweroff``, ``reboot`` and ``halt`` work with and without ``-f``: without it
-busybox signals process 1, which ``/init`` turns into the system call. The ACPI power button powers off. A second
+by ``modalias`` files; ``modprobe`` matches them), brings the network up in the background and becomes busybox's init,
+which runs a login shell with job control on the console for ever. (A shell that a script starts in the background would
+have SIGINT ignored, so that Ctrl-C interrupts nothing.) ``poweroff``, ``reboot`` and ``halt`` work with and without
+``-f``: without it busybox signals process 1. The ACPI power button powers off. A second
 archive behind this one in the same file may bring ``/etc/rc.local``, which runs before the shell.
 
 It is written uncompressed: unpacking is then a copy, which under emulation is far quicker than any decompressor.
@@ -46,11 +47,6 @@ mkdir /dev/pts /dev/shm
 mount -a
 echo debian >/proc/sys/kernel/hostname
 
-# busybox's poweroff, reboot and halt signal process 1 when they are called without -f
-trap 'sync; poweroff -f' USR2
-trap 'sync; reboot -f' TERM
-trap 'sync; halt -f' USR1
-
 # A bus driver brings new devices, so look twice: PCI and ACPI first, then what hangs on virtio and SCSI.
 coldplug() {
     cat "$@" 2>/dev/null | sort -u | xargs modprobe -abq 2>/dev/null
@@ -80,13 +76,11 @@ echo
 echo "Linux $release is up. 'poweroff -f' turns the machine off, 'reboot -f' resets it."
 echo
 
-while :; do
-    setsid cttyhack sh -l &
-    shell=$!
-    # a trapped signal ends wait early; the shell is still there then
-    while kill -0 "$shell" 2>/dev/null; do wait "$shell"; done
-done
+# the shell of /etc/inittab, started anew when it ends; poweroff, reboot and halt without -f are signals to it
+exec init
 """
+
+INITTAB = "::respawn:/bin/cttyhack /bin/sh -l\n"
 
 PROFILE = r"""export PATH=/bin HOME=/root USER=root TERM="${TERM:-linux}"
 export PS1='root@debian:\w# '
@@ -124,6 +118,7 @@ POWER_BUTTON = "#!/bin/sh\nsync\nexec poweroff -f\n"
 FILES = {
     "init": (INIT, 0o755),
     "etc/fstab": (FSTAB, 0o644),
+    "etc/inittab": (INITTAB, 0o644),
     "etc/profile": (PROFILE, 0o644),
     "etc/udhcpc": (UDHCPC, 0o755),
     "etc/acpi/PWRF/00000080": (POWER_BUTTON, 0o755),

@@ -80,8 +80,8 @@ class ClockPort:
     """An I/O port that reads as a counter, so that a backend may answer it without an exit.
 
     The counter was ``base`` at ``start_ns`` (CLOCK_MONOTONIC) and counts up (``step`` 1) or down (-1) at ``hz``,
-    modulo 2 to the power of ``bits``. With ``halves``, byte reads give its low and high byte in turn, the high one first if
-    ``high_next``; else only reads of the counter's whole size are answered.
+    modulo 2 to the power of ``bits``. With ``halves``, byte reads give its low and high byte in turn, the high one
+    first if ``high_next``; else only reads of the whole counter are answered.
     """
 
     hz: int

@@ -1,7 +1,7 @@
 """The ACPI power management timer: a 32-bit counter at 3.579545 MHz, read-only.
 
-Document: ACPI specification 6.4, §4.8.2.1. The value is computed from the clock at each read, by the backend itself where
-it knows clock ports.
+Document: ACPI specification 6.4, §4.8.2.1. The value is computed from the clock at each read, by the backend
+itself where it knows clock ports.
 """
 
 from __future__ import annotations

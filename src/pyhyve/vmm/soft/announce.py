@@ -106,7 +106,7 @@ def tsc_frequency(read: ReadLeaf, tsc: Callable[[], int]) -> int:
         if denominator and numerator and crystal:
             return crystal * numerator // denominator
     begin, ticks = time.monotonic_ns(), tsc()
-    time.sleep(0.05)
+    time.sleep(0.01)
     end, more = time.monotonic_ns(), tsc()
     return (more - ticks) * 1_000_000_000 // (end - begin)
 

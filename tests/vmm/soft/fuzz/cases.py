@@ -71,7 +71,14 @@ class Case:
         )
 
 
-_ENTRIES = ((world.PT, 8, 40), (world.PT32, 4, 40), (world.PD, 8, 8), (world.PDPT, 8, 4), (world.PML4, 8, 2), (world.PD32, 4, 8))
+_ENTRIES = (
+    (world.PT, 8, 40),
+    (world.PT32, 4, 40),
+    (world.PD, 8, 8),
+    (world.PDPT, 8, 4),
+    (world.PML4, 8, 2),
+    (world.PD32, 4, 8),
+)
 """Tables, the size of their entries, and how many entries a case may spoil."""
 
 
@@ -162,12 +169,14 @@ class _Builder:
                 else:
                     gdt[slot] = gdt[rng.randrange(1, 13)] ^ 1 << rng.randrange(64)
         gdt[32] = descriptor(world.LDT, 0xFF, 0x82)
-        gdt[34] = descriptor(world.TSS, 0x67, 0x8B if self.bits != 16 or long else 0x8B)
+        gdt[34] = descriptor(world.TSS, 0x67, 0x8B)
         gdt[36] = descriptor(world.TSS2, 0x67, 0x89)
         for slot in range(40, 56, 2):
             kind = rng.choice((0xC, 0xC, 4, 5, 0xE))
             target = rng.choice((1, 9, rng.randrange(40), 36 if kind == 5 else 1)) * 8
-            gdt[slot] = gate(target, world.HANDLERS + rng.randrange(0x1000), kind, rng.choice((0, 3, 3)), 1, rng.choice((0, 0, 3)))
+            gdt[slot] = gate(
+                target, world.HANDLERS + rng.randrange(0x1000), kind, rng.choice((0, 3, 3)), 1, rng.choice((0, 0, 3))
+            )
             gdt[slot + 1] = 0 if long else gdt[slot]
         self.gdt = gdt
         self.put(world.GDT, qwords(*gdt))
@@ -177,7 +186,9 @@ class _Builder:
     def interrupt_table(self) -> None:
         rng = self.stream("idt")
         selector = (9 if self.long else 1) * 8
-        gates = [gate(selector, world.HANDLERS + 16 * vector, 0xE | vector & 1, 3 * (vector & 1)) for vector in range(256)]
+        gates = [
+            gate(selector, world.HANDLERS + 16 * vector, 0xE | vector & 1, 3 * (vector & 1)) for vector in range(256)
+        ]
         uppers = [0] * 256
         for _ in range(rng.randrange(60) if self.on("descriptors") else 0):
             vector = rng.choice((rng.randrange(20), rng.randrange(256)))
@@ -197,12 +208,27 @@ class _Builder:
                 stacks[rng.randrange(11)] = rng.getrandbits(64)
             self.put(world.TSS, dwords(0) + qwords(*stacks) + bytes(8) + dwords(0x68 << 16))
         else:
-            words = [0, world.STACKS + 0x3000, 5 * 8, world.STACKS + 0x2000, 6 * 8 | 1, world.STACKS + 0x2800, 7 * 8 | 2]
+            words = [
+                0,
+                world.STACKS + 0x3000,
+                5 * 8,
+                world.STACKS + 0x2000,
+                6 * 8 | 1,
+                world.STACKS + 0x2800,
+                7 * 8 | 2,
+            ]
             self.put(world.TSS, dwords(*words) + bytes(0x48) + dwords(0x68 << 16))
         registers = [rng.getrandbits(32) for _ in range(8)]
         registers[4] = world.STACKS + 0x5000
         selectors = [5 * 8, 1 * 8, 5 * 8, 5 * 8, 5 * 8, 5 * 8, 32 * 8]
-        new = [world.PD32, world.HANDLERS + rng.randrange(0x100), rng.getrandbits(18) | 2, *registers, *selectors, 0x68 << 16]
+        new = [
+            world.PD32,
+            world.HANDLERS + rng.randrange(0x100),
+            rng.getrandbits(18) | 2,
+            *registers,
+            *selectors,
+            0x68 << 16,
+        ]
         self.put(world.TSS2, bytes(0x1C) + dwords(*new))
 
     def page_tables(self) -> None:
@@ -231,14 +257,25 @@ class _Builder:
     def state(self) -> None:
         case, mode, cpl = self.case, self.case.mode, self.case.cpl
         rng = self.stream("registers")
-        values = [rng.choice((self.interesting(rng), rng.getrandbits(64), rng.randrange(256), self.interesting(rng))) for _ in range(16)]
+        values = [
+            rng.choice((self.interesting(rng), rng.getrandbits(64), rng.randrange(256), self.interesting(rng)))
+            for _ in range(16)
+        ]
         if not self.on("registers"):
             values = [world.DATA + 0x100 * i for i in range(16)]
-        values[4] = rng.choice((world.STACKS + 0x4000, world.STACKS + 0x4000, world.STACKS + 0x4FFC, world.STACKS + 0x1003)) + self.half
+        values[4] = (
+            rng.choice((world.STACKS + 0x4000, world.STACKS + 0x4000, world.STACKS + 0x4FFC, world.STACKS + 0x1003))
+            + self.half
+        )
         rng = self.stream("flags")
         flags = 2
         if self.on("flags"):
-            flags |= rng.getrandbits(12) & 0xED5 | rng.choice((0, 0x3000)) | rng.choice((0, 0, 0, 0x100)) | rng.choice((0, 0, 0x40000))
+            flags |= (
+                rng.getrandbits(12) & 0xED5
+                | rng.choice((0, 0x3000))
+                | rng.choice((0, 0, 0, 0x100))
+                | rng.choice((0, 0, 0x40000))
+            )
             flags |= rng.choice((0,) * 9 + (0x4000,))
         if mode == "v86":
             flags |= 0x20000 | rng.choice((0, 0x3000))
@@ -270,7 +307,9 @@ class _Builder:
                 case.segments[name] = Segment(base >> 4, base, 0xFFFF, access)
             case.segments[SegmentName.CS] = Segment(world.CODE >> 4, world.CODE, 0xFFFF, access)
             case.registers[Reg.RSP] -= world.STACKS
-            case.tables["idtr"] = Table(0 if case.mode == "real" else world.IDT, 0x3FF if case.mode == "real" else 0xFFF)
+            case.tables["idtr"] = Table(
+                0 if case.mode == "real" else world.IDT, 0x3FF if case.mode == "real" else 0xFFF
+            )
         else:
             for name in _DATA_SEGMENTS:
                 case.segments[name] = loaded(self.gdt[5 + cpl], (5 + cpl) * 8 | cpl)
@@ -295,7 +334,9 @@ class _Builder:
         elif kind == 2:
             case.tables[rng.choice(("gdtr", "idtr"))] = Table(rng.getrandbits(64), rng.getrandbits(16))
         elif kind == 3:
-            case.registers[Reg.CR3] = rng.choice((rng.getrandbits(40), rng.getrandbits(64), 0xBF000, 0xC0000, 0x100000000))
+            case.registers[Reg.CR3] = rng.choice(
+                (rng.getrandbits(40), rng.getrandbits(64), 0xBF000, 0xC0000, 0x100000000)
+            )
         else:
             case.registers[rng.choice(list(Reg))] = rng.getrandbits(64)
 
@@ -310,7 +351,11 @@ class _Builder:
         targets = (start, start, world.CODE + 0x1000, world.DATA, world.DATA + 0xFF0, world.STACKS + 0x4000, 0x200000 + start,
                    0xBFFF0, world.HANDLERS, 0xFEE00000)  # fmt: skip
         rng = self.stream("code")
-        selectors = [8 * slot | rpl for slot in (*range(1, 16), 20, 25, 32, 34, 36, *range(40, 56, 2), 0, 63) for rpl in (0, 3, 4)]
+        selectors = [
+            8 * slot | rpl
+            for slot in (*range(1, 16), 20, 25, 32, 34, 36, *range(40, 56, 2), 0, 63)
+            for rpl in (0, 3, 4)
+        ]
         count = rng.randint(1, 24)
         chunks = []
         at = start
@@ -337,11 +382,23 @@ class _Builder:
         self.handlers()
         rng = self.stream("data")
         self.put(world.DATA, rng.randbytes(0x3000))
-        self.put(world.STACKS, rng.randbytes(world.STACKS_END - world.STACKS) if rng.random() < 0.5 else self.frames(rng))
+        self.put(
+            world.STACKS, rng.randbytes(world.STACKS_END - world.STACKS) if rng.random() < 0.5 else self.frames(rng)
+        )
 
     def frames(self, rng: random.Random) -> bytes:
         """A stack full of what RET, RETF and IRET may like."""
-        values = (world.CODE + self.half, world.HANDLERS, 1 * 8, 4 * 8 | 3, 8 * 8 | 3, 5 * 8, 0x202, 0x20202, world.STACKS + 0x4000)
+        values = (
+            world.CODE + self.half,
+            world.HANDLERS,
+            1 * 8,
+            4 * 8 | 3,
+            8 * 8 | 3,
+            5 * 8,
+            0x202,
+            0x20202,
+            world.STACKS + 0x4000,
+        )
         make = qwords if self.bits == 64 else dwords
         size = 8 if self.bits == 64 else 4
         page = make(*rng.choices(values, k=4096 // size))

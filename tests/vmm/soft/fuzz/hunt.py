@@ -95,7 +95,12 @@ class Worker:
 
 
 def hunt(
-    seed: int, seconds: float, *, most: int = 1, shrink_seconds: float = 60, say: Callable[[str], None] = lambda text: None
+    seed: int,
+    seconds: float,
+    *,
+    most: int = 1,
+    shrink_seconds: float = 60,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Tally:
     """Run the cases from ``seed`` on, until the time is over or ``most`` findings are made."""
     tally = Tally()

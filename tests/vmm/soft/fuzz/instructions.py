@@ -59,9 +59,7 @@ def _forms() -> tuple[_Form, ...]:
         key, _, reg = key.partition("/")
         escape, _, opcode = key.rpartition(".")
         low, _, high = opcode.partition("-")
-        found.append(
-            _Form(vex, escape, int(low, 16), int(high or low, 16), int(reg) if reg else None, shape, prefix)
-        )
+        found.append(_Form(vex, escape, int(low, 16), int(high or low, 16), int(reg) if reg else None, shape, prefix))
     return tuple(found)
 
 
@@ -176,7 +174,9 @@ def branch(rng: random.Random, place: Place) -> bytes:
     if kind == 5:
         return rng.choice((b"\xc3", b"\xc2\x08\x00", b"\xcb", b"\xcf", b"\x48\xcf", b"\x66\xc3"))
     if kind == 6:
-        return load(rng, place, 0, rng.choice(place.targets) + rng.randrange(64)) + rng.choice((b"\xff\xe0", b"\xff\xd0"))
+        return load(rng, place, 0, rng.choice(place.targets) + rng.randrange(64)) + rng.choice(
+            (b"\xff\xe0", b"\xff\xd0")
+        )
     return b"\x0f" + bytes([rng.randrange(0x80, 0x90)]) + _imm(place, rng.randrange(-48, 64))
 
 
@@ -194,7 +194,9 @@ def control(rng: random.Random, place: Place) -> bytes:
         rex = b"\x44" if register > 7 and place.bits == 64 else b""
         return load(rng, place, 0, value) + rex + bytes([0x0F, 0x22, 0xC0 | (register & 7) << 3])
     if kind == 5:
-        return rng.choice((b"\x0f\x06", b"\x0f\x01\xf0", b"\x0f\x20\xc0", b"\x0f\x20\xd8", b"\x0f\x20\xe0", b"\x0f\x01\xd0"))
+        return rng.choice(
+            (b"\x0f\x06", b"\x0f\x01\xf0", b"\x0f\x20\xc0", b"\x0f\x20\xd8", b"\x0f\x20\xe0", b"\x0f\x01\xd0")
+        )
     if kind == 6:
         state = load(rng, place, 0, rng.choice((1, 3, 7, 0, 5, 0xE7))) + load(rng, place, 2, 0)
         return state + load(rng, place, 1, rng.choice((0, 0, 1))) + b"\x0f\x01\xd1"
@@ -205,7 +207,9 @@ def control(rng: random.Random, place: Place) -> bytes:
 def model_specific(rng: random.Random, place: Place) -> bytes:
     """WRMSR or RDMSR of a register that is likely to exist."""
     index = rng.choice((*MSRS, 0x200 + rng.randrange(0x20), 0x800 + rng.randrange(0x40), rng.getrandbits(32)))
-    low = rng.choice((0, 1, 0x900, 0xFEE00900, 0xFEE00D00, 0x500, 0x501, 0xD01, 1 << rng.randrange(32), rng.getrandbits(32)))
+    low = rng.choice(
+        (0, 1, 0x900, 0xFEE00900, 0xFEE00D00, 0x500, 0x501, 0xD01, 1 << rng.randrange(32), rng.getrandbits(32))
+    )
     high = rng.choice((0, 0, 0, 0xFFFFFFFF, 0xFFFF8000, rng.getrandbits(32), 1 << rng.randrange(32)))
     code = load(rng, place, 1, index) + load(rng, place, 0, low) + load(rng, place, 2, high)
     return code + rng.choice((b"\x0f\x30", b"\x0f\x30", b"\x0f\x32"))
@@ -257,7 +261,13 @@ def strings(rng: random.Random, place: Place) -> bytes:
     prefix = rng.choice((b"", b"\xf3", b"\xf3", b"\xf2", b"\x67", b"\x67\xf3", b"\x66\xf3", b"\x64\xf3"))
     rex = b"\x48" if place.bits == 64 and rng.random() < 0.3 else b""
     direction = rng.choice((b"", b"\xfd", b"\xfc"))
-    return code + direction + prefix + rex + bytes([rng.choice(b"\xa4\xa5\xa6\xa7\xaa\xab\xac\xad\xae\xaf\x6c\x6d\x6e\x6f")])
+    return (
+        code
+        + direction
+        + prefix
+        + rex
+        + bytes([rng.choice(b"\xa4\xa5\xa6\xa7\xaa\xab\xac\xad\xae\xaf\x6c\x6d\x6e\x6f")])
+    )
 
 
 def ports(rng: random.Random, place: Place) -> bytes:
@@ -278,7 +288,11 @@ def extended_state(rng: random.Random, place: Place) -> bytes:
     if kind < 3:
         return code + wide + rex + b"\x0f\xae" + bytes([rng.randrange(8) << 3 | 3])
     if kind == 3:
-        return code + wide + rng.choice((b"\xd9\x23", b"\xd9\x33", b"\xdd\x23", b"\xdd\x33", b"\xd9\x2b", b"\xdb\x2b", b"\xdf\x23"))
+        return (
+            code
+            + wide
+            + rng.choice((b"\xd9\x23", b"\xd9\x33", b"\xdd\x23", b"\xdd\x33", b"\xd9\x2b", b"\xdb\x2b", b"\xdf\x23"))
+        )
     if kind == 4:
         return code + wide + rex + b"\x0f\xc7" + bytes([rng.randrange(8) << 3 | 3])
     opcode = rng.choice((0x2C, 0x2D, 0x2E, 0x2F, 0x8C, 0x8E, 0x90, 0x91, 0x92, 0x93))
@@ -288,7 +302,9 @@ def extended_state(rng: random.Random, place: Place) -> bytes:
 
 def invalidation(rng: random.Random, place: Place) -> bytes:
     """A store into page or descriptor tables, and INVLPG or not."""
-    code = load(rng, place, 3, rng.randrange(0x1000, 0xD000) & ~7) + load(rng, place, 0, rng.getrandbits(64) & ~0xFFFFFFF00018)
+    code = load(rng, place, 3, rng.randrange(0x1000, 0xD000) & ~7) + load(
+        rng, place, 0, rng.getrandbits(64) & ~0xFFFFFFF00018
+    )
     wide = b"\x67" if place.bits == 16 else b""
     rex = b"\x48" if place.bits == 64 else b""
     code += wide + rng.choice((rex + b"\x89\x03", b"\x80\x33" + bytes([1 << rng.randrange(8)]), b"\xfe\x03"))
@@ -299,7 +315,12 @@ def invalidation(rng: random.Random, place: Place) -> bytes:
 
 def aim(rng: random.Random, place: Place) -> bytes:
     """A register gets an address at which something is."""
-    return load(rng, place, rng.randrange(8), rng.choice(place.targets) + rng.choice((0, 0, 0xFFF, 0xFFC, rng.randrange(-16, 0x1000))))
+    return load(
+        rng,
+        place,
+        rng.randrange(8),
+        rng.choice(place.targets) + rng.choice((0, 0, 0xFFF, 0xFFC, rng.randrange(-16, 0x1000))),
+    )
 
 
 Maker = Callable[[random.Random, Place], bytes]

@@ -109,9 +109,7 @@ def prepare(case: Case, memory: world.FencedMemory, vcpu: SoftCpu) -> None:
     vcpu.set_capability(Capability.MTRAP_EXIT, case.step)
 
 
-def disturb(
-    case: Case, memory: world.FencedMemory, machine: SoftMachine, vcpu: SoftCpu, done: threading.Event
-) -> None:
+def disturb(case: Case, memory: world.FencedMemory, machine: SoftMachine, vcpu: SoftCpu, done: threading.Event) -> None:
     """The world outside: a device that writes into the guest's code while it runs, and the kick that ends the case."""
     rng = random.Random(f"{case.spec.seed} thread")
     deadline = time.monotonic() + KICK_AFTER

@@ -1,11 +1,11 @@
 """Guest memory between canaries, and the map of what lies where in a case.
 
-    0x00000  real-mode vectors                      0x10000  stacks
-    0x01000  PML4, PDPT, PD, PT                     0x20000  code, four pages
-    0x05000  PAE PDPT, then 32-bit PD and PT        0x30000  handlers, 16 bytes a vector
-    0x08000  GDT, LDT, IDT, TSS, another TSS        0x40000  data
-    0xC0000  the end of RAM; from here on a ROM     4 GiB    RAM again
-    0xD0000  nobody: devices
+0x00000  real-mode vectors                      0x10000  stacks
+0x01000  PML4, PDPT, PD, PT                     0x20000  code, four pages
+0x05000  PAE PDPT, then 32-bit PD and PT        0x30000  handlers, 16 bytes a vector
+0x08000  GDT, LDT, IDT, TSS, another TSS        0x40000  data
+0xC0000  the end of RAM; from here on a ROM     4 GiB    RAM again
+0xD0000  nobody: devices
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def same(blob: Blob, native: bytes, ours: bytes) -> bool:
     """Are two records of results the same, as far as they must be?
 
     At a fault the engine may differ in this: the arithmetic flags that the handler sees, where the instruction would
-    have overwritten them all; #PF for an operand that is both misaligned (#GP natively) and out of reach, or where an
-    x87 exception was pending (#MF); which byte out of reach of a large area is the first; and a near return or jump to a non-canonical address has happened when
+    have overwritten them all; #PF or #SS for an operand that is both misaligned (#GP natively) and out of reach, or where
+    an x87 exception was pending (#MF); which byte out of reach of a large area is the first; and a near return or jump to a non-canonical address has happened when
     the engine finds that nothing can be fetched there.
     """
     if native == ours:
@@ -56,7 +56,8 @@ def same(blob: Blob, native: bytes, ours: bytes) -> bool:
             words[_CR2] = 0
     if one[_VECTOR] == other[_VECTOR] == 13 and 1 << 47 <= other[_RIP] < (1 << 64) - (1 << 47) and form is None:
         one[_RIP], one[RSP] = other[_RIP], other[RSP]
-    if form is not None and form.aligned and one[_VECTOR] == 13 and other[_VECTOR] == 14:
+    astray = not blob.address <= one[_RIP] < blob.address + len(blob.code())  # it returned into another blob
+    if (astray or (form is not None and form.aligned)) and one[_VECTOR] == 13 and other[_VECTOR] in (12, 14):
         one[_VECTOR : _CR2 + 1] = other[_VECTOR : _CR2 + 1]
     if form is not None and one[_VECTOR] == 16 and other[_VECTOR] == 14:
         one[_VECTOR : _CR2 + 1] = other[_VECTOR : _CR2 + 1]

@@ -201,9 +201,7 @@ def all_forms() -> tuple[Form, ...]:
                 cells = index[base : base + 64]  # [pp][register form][reg]
                 if any(cells):
                     found += _forms_of(rows, vex, map_, opcode, [cells[16 * pp : 16 * pp + 16] for pp in range(4)])
-    return tuple(
-        form for form in found if form.name not in EXCLUDED and (form.name not in _FSGSBASE or has_fsgsbase())
-    )
+    return tuple(form for form in found if form.name not in EXCLUDED and (form.name not in _FSGSBASE or has_fsgsbase()))
 
 
 def _forms_of(rows: list[opcodes.Form], vex: bool, map_: int, opcode: int, cells: list) -> list[Form]:  # type: ignore[type-arg]

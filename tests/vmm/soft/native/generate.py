@@ -205,7 +205,9 @@ def _image(rng: random.Random) -> bytes:
     return head + x87 + sse + bytes(96) + struct.pack("<Q56x", 7) + avx
 
 
-PLAIN_IMAGE = struct.pack("<HHBxHQQII", 0x37F, 0, 0, 0, 0, 0, 0x1F80, 0x2FFFF) + bytes(480) + struct.pack("<Q", 7) + bytes(312)
+PLAIN_IMAGE = (
+    struct.pack("<HHBxHQQII", 0x37F, 0, 0, 0, 0, 0, 0x1F80, 0x2FFFF) + bytes(480) + struct.pack("<Q", 7) + bytes(312)
+)
 """An XSAVE image of the initial state."""
 
 MEMORY_POOL = 4 << 20
@@ -382,7 +384,9 @@ class Generator:
         half = pp == 1
         if pp >= 2:
             prefixes.append(b"\xf3" if pp == 2 else b"\xf2")
-        if (not form.mandatory and pp != 1 and form.sized and rng.random() < 0.22) or (form.mandatory and pp >= 2 and form.sized and rng.random() < 0.2):
+        if (not form.mandatory and pp != 1 and form.sized and rng.random() < 0.22) or (
+            form.mandatory and pp >= 2 and form.sized and rng.random() < 0.2
+        ):
             half = True
         if half:
             prefixes.append(b"\x66")
@@ -442,7 +446,9 @@ class Generator:
             written = {n - 4 if n in low_bytes else n for n in written}
         head = b"".join(prefixes) + (b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a")[form.map] + bytes([opcode])
         if form.immediate:
-            size = {"b": 1, "w": 2, "z": 2 if half and not wide else 4, "v": 8 if wide else 2 if half else 4}[form.immediate]
+            size = {"b": 1, "w": 2, "z": 2 if half and not wide else 4, "v": 8 if wide else 2 if half else 4}[
+                form.immediate
+            ]
             tail += self.immediate(form, size)
         if fix is not None:
             fix = (fix[0], fix[1] + len(head), fix[2], fix[3])
@@ -510,7 +516,9 @@ class Generator:
                 n = rng.randrange(16)
         return n
 
-    def operand(self, form: Form, reg: int, size: int) -> tuple[list[bytes], int, bytes, tuple[str, int, int, int] | None]:
+    def operand(
+        self, form: Form, reg: int, size: int
+    ) -> tuple[list[bytes], int, bytes, tuple[str, int, int, int] | None]:
         """A memory operand: prefixes, REX.X and .B, ModRM with what follows, and what is to be filled in."""
         rng = self.rng
         prefixes = []
@@ -701,9 +709,11 @@ class Generator:
         """An instruction that leaves the stack pointer where it is."""
         for _ in range(10):
             form = self.rng.choice(self.forms)
-            if not form.name.startswith(("push", "pop", "enter", "leave")) and not (
-                implicit(form) & self.avoid
-            ) and form.kind != "gather":
+            if (
+                not form.name.startswith(("push", "pop", "enter", "leave"))
+                and not (implicit(form) & self.avoid)
+                and form.kind != "gather"
+            ):
                 self.emit(form)
                 return
 

@@ -37,7 +37,11 @@ def _code(form: Form, wide: bool, long: bool, vvvv: int) -> bytes:
     else:
         tail = bytes([0xC0 | reg << 3 | 1])
     immediate = b"\x00" if form.immediate else b""
-    return bytes([0xC4, 0xE0 | form.map, wide << 7 | (~vvvv & 15) << 3 | long << 2 | form.pp[0], form.opcode]) + tail + immediate
+    return (
+        bytes([0xC4, 0xE0 | form.map, wide << 7 | (~vvvv & 15) << 3 | long << 2 | form.pp[0], form.opcode])
+        + tail
+        + immediate
+    )
 
 
 def undefined(native: Runner, codes: list[bytes]) -> list[bool]:

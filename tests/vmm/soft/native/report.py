@@ -73,7 +73,7 @@ def show(difference: Difference, seed: str, others: list[Blob]) -> str:
     lines += [_state(blob, number) for number in range(difference.state + 1)]
     if difference.died:
         return "\n".join([*lines, difference.died])
-    start = {name: value for name, value in _parts(blob.record(blob.states[difference.state]))}
+    start = dict(_parts(blob.record(blob.states[difference.state])))
     for (name, native), (_, ours) in zip(_parts(difference.native), _parts(difference.engine), strict=True):
         if native != ours:
             before = "" if name in ("vector", "error code", "cr2", "rip of the fault") else f", before {start[name]:#x}"

@@ -7,7 +7,10 @@ from dataclasses import replace
 from tests.vmm.soft.native.compare import Comparison, Difference
 from tests.vmm.soft.native.generate import PLAIN_IMAGE, Blob, State
 
-def shrink(comparison: Comparison, difference: Difference, memory: int, batch: list[Blob]) -> tuple[Difference, list[Blob]]:
+
+def shrink(
+    comparison: Comparison, difference: Difference, memory: int, batch: list[Blob]
+) -> tuple[Difference, list[Blob]]:
     """The smallest case found that differs too, and the blobs of the batch that must run before it, if any must."""
 
     def attempt(blob: Blob) -> Difference | None:
