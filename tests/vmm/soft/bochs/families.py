@@ -6,10 +6,29 @@ import struct
 from collections.abc import Callable
 
 from tests.vmm.soft.bochs.ground import (
-    ALL, CODE, COMPAT, GDT, HANDLERS, HIGH, LONG, MODES, PD2, PD32, PDPT, PDPT2, PML4, PROT16, PROT32, PT, PT2, PT32,
-    REAL, STACKS, TSS, V86, Ground,
+    CODE,
+    COMPAT,
+    GDT,
+    HANDLERS,
+    HIGH,
+    LONG,
+    MODES,
+    PD2,
+    PD32,
+    PDPT2,
+    PML4,
+    PROT16,
+    PROT32,
+    PT,
+    PT2,
+    PT32,
+    REAL,
+    STACKS,
+    TSS2,
+    V86,
+    Ground,
 )  # fmt: skip
-from tests.vmm.soft.fuzz.tables import NX, PS, D, P, U, W, A, G
+from tests.vmm.soft.fuzz.tables import NX, PS, A, D, G, P, U, W
 
 Family = Callable[[Ground], None]
 FAMILIES: dict[str, tuple[Family, int, tuple[str, ...]]] = {}
@@ -53,7 +72,9 @@ def target(ground: Ground, size: int) -> int:
 def return_frame(ground: Ground, size: int, *, flags: bool, skip: int = 0) -> None:
     """What IRET and RETF pop."""
     rng, level = ground.rng, ground.one_of(ground.cpl, 3, 3, 0, 1)
-    selector = ground.one_of((1 + level) * 8 | level, (9 + level) * 8 | level, (1 + level) * 8 | level, ground.any_selector())
+    selector = ground.one_of(
+        (1 + level) * 8 | level, (9 + level) * 8 | level, (1 + level) * 8 | level, ground.any_selector()
+    )
     stack = (5 + level) * 8 | level
     stack = ground.one_of(stack, stack, stack, ground.any_selector(), level)
     rip = target(ground, size)
@@ -86,7 +107,9 @@ def iret(ground: Ground) -> None:
 @family(8)
 def far_return(ground: Ground) -> None:
     """RETF with and without parameters."""
-    ground.code = pick(ground, "cb", "66cb", "ca0800", "66ca0400", *(("48cb", "48ca1000") if ground.mode == LONG else ()))
+    ground.code = pick(
+        ground, "cb", "66cb", "ca0800", "66ca0400", *(("48cb", "48ca1000") if ground.mode == LONG else ())
+    )
     skip = ground.code[-2] if ground.code[-1] == 0 else 0
     return_frame(ground, operand_size(ground, ground.code), flags=False, skip=skip)
     if ground.chance(0.25):
@@ -150,7 +173,9 @@ def far_transfer(ground: Ground) -> None:
         code = pick(ground, "ea", "9a", "66ea", "669a")
         ground.code = code + far_pointer(ground, operand_size(ground, code))
     else:
-        code = pick(ground, "ff2b", "ff1b", "66ff2b", "66ff1b", *(("48ff2b", "48ff1b") * 2 if ground.mode == LONG else ()))
+        code = pick(
+            ground, "ff2b", "ff1b", "66ff2b", "66ff1b", *(("48ff2b", "48ff1b") * 2 if ground.mode == LONG else ())
+        )
         ground.at_data(far_pointer(ground, operand_size(ground, code)))
         ground.code = with_ebx(ground, code)
     if ground.chance(0.25):
@@ -163,8 +188,9 @@ def segment_load(ground: Ground) -> None:
     selector = ground.any_selector()
     ground.registers["rax"] = ground.registers["rax"] & ~0xFFFF | selector
     register = ground.one_of(0, 2, 3, 4, 5, ground.rng.randrange(8))
-    codes = [f"8e{0xC0 | register << 3:02x}"] * 4 + [f"8c{0xC0 | register % 6 << 3:02x}", f"668c{0xC0 | register % 6 << 3:02x}",
-             "0fa1", "0fa9", "660fa1", "660fa9", "0fa0", "0fa8"]  # fmt: skip
+    store = f"8c{0xC0 | register % 6 << 3:02x}"
+    codes = [f"8e{0xC0 | register << 3:02x}"] * 4
+    codes += [store, "66" + store, "0fa1", "0fa9", "660fa1", "660fa9", "0fa0", "0fa8"]
     if ground.mode != LONG:
         codes += ["07", "17", "1f", "6607", "6617", "661f", "06", "0e", "16", "1e", "6606", "660e"]
     loads = ["0fb20b", "0fb40b", "0fb50b"] + (["480fb50b", "480fb20b"] if ground.mode == LONG else ["c40b", "c50b"])
@@ -213,10 +239,14 @@ def table_registers(ground: Ground) -> None:
 def system_call(ground: Ground) -> None:
     """SYSCALL, SYSRET, SYSENTER, SYSEXIT."""
     long = ground.mode == LONG
-    ground.code = pick(ground, "0f34", "0f35", *(("0f05",) * 3 + ("0f07", "480f07", "480f07", "480f35") if long else ()))
+    ground.code = pick(
+        ground, "0f34", "0f35", *(("0f05",) * 3 + ("0f07", "480f07", "480f07", "480f35") if long else ())
+    )
     r = ground.registers
     for name in ("rcx", "rdx"):
-        r[name] = ground.one_of(ground.handler(), ground.handler(), 0x800000000000, HIGH | HANDLERS, ground.rng.getrandbits(64))
+        r[name] = ground.one_of(
+            ground.handler(), ground.handler(), 0x800000000000, HIGH | HANDLERS, ground.rng.getrandbits(64)
+        )
         if not long:
             r[name] &= 0xFFFFFFFF
     r["r11"] = ground.rng.getrandbits(22) & ~0x100
@@ -270,7 +300,22 @@ def flags(ground: Ground) -> None:
 @family(10)
 def stack(ground: Ground) -> None:
     """PUSH, POP, near CALL and RET, ENTER, LEAVE, PUSHA, POPA at the edges of stacks."""
-    codes = ["50", "54", "58", "5c", "6650", "6658", "6812345678", "6a80", "c3", "c20800", "c9", "c8100000", "c8080001", "c8080003"]
+    codes = [
+        "50",
+        "54",
+        "58",
+        "5c",
+        "6650",
+        "6658",
+        "6812345678",
+        "6a80",
+        "c3",
+        "c20800",
+        "c9",
+        "c8100000",
+        "c8080001",
+        "c8080003",
+    ]
     if ground.mode != LONG:
         codes += ["60", "61", "6660", "6661", "66c3"]
     memory = ["ff33", "8f03", "ff13", "66ff33", "668f03"]
@@ -299,7 +344,7 @@ def stack(ground: Ground) -> None:
 
 def odd_stack(ground: Ground) -> None:
     """A small, expand-down or 16-bit SS."""
-    selector, base, _, access = ground.segments["ss"]
+    selector, _, _, access = ground.segments["ss"]
     access &= ~0x4000
     access |= ground.one_of(0, 0x4000)
     sp = ground.sp - STACKS
@@ -313,7 +358,21 @@ def odd_stack(ground: Ground) -> None:
     ground.registers["rsp"] = sp | (ground.rng.getrandbits(16) << 16 if not access & 0x4000 else 0)
 
 
-ACCESSES = ("8a03", "8803", "8b03", "8903", "668903", "0003", "8703", "f00103", "0fc70b", "0fb603", "8603", "ff03", "f713")
+ACCESSES = (
+    "8a03",
+    "8803",
+    "8b03",
+    "8903",
+    "668903",
+    "0003",
+    "8703",
+    "f00103",
+    "0fc70b",
+    "0fb603",
+    "8603",
+    "ff03",
+    "f713",
+)
 
 
 @family(10)
@@ -414,10 +473,16 @@ def page_walk(ground: Ground) -> None:
     ground.paging = True
     ground.pae = ground.long or ground.chance(0.5)
     r["cr0"] = 0x80000011 | ground.one_of(0, 0x10000)
-    r["cr4"] = (0x20 if ground.pae else ground.one_of(0, 0x10)) | ground.one_of(0, 0x80) | ground.one_of(0, 0x100000, 0x200000, 0x300000)
+    r["cr4"] = (
+        (0x20 if ground.pae else ground.one_of(0, 0x10))
+        | ground.one_of(0, 0x80)
+        | ground.one_of(0, 0x100000, 0x200000, 0x300000)
+    )
     r["efer"] = (0x500 if ground.long else 0) | (ground.one_of(0, 0x800) if ground.pae else 0)
     r["cr3"] = PML4 if ground.long else 0x5000 if ground.pae else PD32
     r["rflags"] = 2 | ground.one_of(0, 0x40000)
+    if not ground.long:
+        struct.pack_into("<I", ground.pages[TSS2], 0x1C, r["cr3"])
     ground.cpl = ground.one_of(0, 3)
     level = ground.cpl
     for name in ("es", "ss", "ds", "fs", "gs"):
@@ -453,7 +518,18 @@ def supervisor_only(ground: Ground, wanted: bool) -> None:
 
 def entry_bits(ground: Ground) -> int:
     """P, W, U and the rest, most of them set most of the time."""
-    chances = ((P, 0.93), (W, 0.8), (U, 0.75), (8, 0.1), (16, 0.1), (A, 0.5), (D, 0.5), (G, 0.3), (0x200, 0.2), (0x800, 0.2))
+    chances = (
+        (P, 0.93),
+        (W, 0.8),
+        (U, 0.75),
+        (8, 0.1),
+        (16, 0.1),
+        (A, 0.5),
+        (D, 0.5),
+        (G, 0.3),
+        (0x200, 0.2),
+        (0x800, 0.2),
+    )
     return sum(bit for bit, chance in chances if ground.chance(chance))
 
 
@@ -491,7 +567,9 @@ def four_levels(ground: Ground, leaf: int) -> int:
         struct.pack_into("<Q", ground.pages[PD2], 8 * second, PS | entry_bits(ground) | high_bits(ground) | odd)
         return va & ~0x1FFFFF | leaf
     struct.pack_into("<Q", ground.pages[PD2], 8 * second, PT2 | entry_bits(ground) | high_bits(ground))
-    struct.pack_into("<Q", ground.pages[PT2], 8 * first, leaf | entry_bits(ground) | high_bits(ground) | PS * ground.chance(0.5))
+    struct.pack_into(
+        "<Q", ground.pages[PT2], 8 * first, leaf | entry_bits(ground) | high_bits(ground) | PS * ground.chance(0.5)
+    )
     if first < 511:
         struct.pack_into("<Q", ground.pages[PT2], 8 * first + 8, leaf + 0x1000 | entry_bits(ground) | high_bits(ground))
     return va
@@ -505,8 +583,41 @@ def two_levels(ground: Ground, leaf: int) -> int:
         odd = (1 << 21) * ground.chance(0.05)
         struct.pack_into("<I", ground.pages[PD32], 4 * second, PS | entry_bits(ground) | odd)
         return second << 22 | leaf
-    struct.pack_into("<I", ground.pages[PD32], 4 * second, PT2 | entry_bits(ground) | PS * (not ground.registers["cr4"] & 0x10))
+    struct.pack_into(
+        "<I", ground.pages[PD32], 4 * second, PT2 | entry_bits(ground) | PS * (not ground.registers["cr4"] & 0x10)
+    )
     struct.pack_into("<I", ground.pages[PT2], 4 * first, leaf | entry_bits(ground))
     if first < 1023:
         struct.pack_into("<I", ground.pages[PT2], 4 * first + 4, leaf + 0x1000 | entry_bits(ground))
     return second << 22 | first << 12
+
+
+@family(5)
+def trap(ground: Ground) -> None:
+    """POPF sets TF; the instruction behind it is stepped. (Bochs overlooks a TF that was set in its state.)"""
+    codes = ["90", "9d", "9d", "8ed0", "cc", "cd30", "fb", "fa", "9c", "0f0b", "f3a4", "0f20c0", "0f06"]
+    if ground.mode == LONG:
+        codes += ["0f05", "480f07", "48cf"]
+    else:
+        codes += ["cf", "17"]
+    code = pick(ground, *codes)
+    ground.code = b"\x9d" + code + b"\x90"
+    ground.steps = 3
+    ground.leaves_traps = True
+    r = ground.registers
+    r["rax"] = r["rax"] & ~0xFFFF | ground.segments["ss"][0]
+    size = operand_size(ground, b"\x48" if ground.mode == LONG else b"\x90")
+    values = [ground.rng.getrandbits(16) & ~0x4000 | 0x100 * ground.chance(0.8)]
+    if code[-1] == 0xCF:
+        ground.sp += size
+        return_frame(ground, size, flags=True)
+        ground.sp -= size
+    else:
+        values.append(ground.rng.getrandbits(16) & ~0x4000 if code == b"\x9d" else ground.segments["ss"][0])
+    if code == b"\xf3\xa4":
+        for name in ("rsi", "rdi"):
+            r[name] = r["rsp"]
+        for segment in ("ds", "es"):
+            ground.segments[segment] = ground.segments["ss"]
+        r["rcx"] = ground.one_of(1, 2, 3)
+    ground.push(size, *values)

@@ -42,7 +42,8 @@ def _still_pages() -> dict[int, bytes]:
     """Pages that look the same at the start of every scenario."""
     pages = {
         0: dwords(*(HANDLERS + 16 * vector for vector in range(256))).ljust(4096, b"\0"),
-        PML4: bytearray(4096), PDPT: qwords(PD | ALL | A).ljust(4096, b"\0"), PD: qwords(PT | ALL | A).ljust(4096, b"\0"),
+        PML4: bytearray(4096),
+        PDPT: qwords(PD | ALL | A).ljust(4096, b"\0"), PD: qwords(PT | ALL | A).ljust(4096, b"\0"),
         PAE_PDPT: qwords(PD | P).ljust(4096, b"\0"), PD32: dwords(PT32 | ALL | A).ljust(4096, b"\0"),
         PT: qwords(*(page << 12 | ALL | _accessed(page) for page in range(512))),
         PT32: dwords(*(page << 12 | ALL | _accessed(page) for page in range(512))).ljust(4096, b"\0"),
@@ -79,7 +80,7 @@ class Ground:
         self.segments: dict[str, Descriptor] = dict.fromkeys(SEGMENTS, UNUSABLE)
         self.tables: dict[str, tuple[int, int]] = {}
         self.steps = 1
-        self.repeats = False
+        self.repeats = self.leaves_traps = False
         self._descriptors()
         self._gates()
         self._tasks()
@@ -136,7 +137,9 @@ class Ground:
             gdt[5 + dpl] = self.data_descriptor(dpl, int(self.mode != PROT16))
             gdt[9 + dpl] = self.code_descriptor(dpl, int(long and self.chance(0.8)), int(not long))
         self.gdt = gdt
-        self._system(32, descriptor(LDT, 0x3F, 0x82 | self.one_of(0, 0, 0x60)), self.one_of(0, 0, 0, rng.getrandbits(64)))
+        self._system(
+            32, descriptor(LDT, 0x3F, 0x82 | self.one_of(0, 0, 0x60)), self.one_of(0, 0, 0, rng.getrandbits(64))
+        )
         self.tss_kind = self.one_of(9, 9, 0xB, 9 if long else 1, 9 if long else 3)
         self._system(34, descriptor(TSS, self.one_of(0x67, 0x67, 0x67, 0x30), 0x80 | self.tss_kind), self.high >> 32)
         self._system(36, descriptor(TSS2, 0x67, 0x80 | self.one_of(9, 0xB, 1) | self.one_of(0, 0x60)))
@@ -145,14 +148,20 @@ class Ground:
             target = self.one_of(rng.randrange(1, 13), rng.randrange(1, 13), rng.randrange(40)) * 8 | self.one_of(0, 3)
             if kind == 5:
                 target = self.one_of(34, 36, 36) * 8
-            value = gate(target, self.handler(), kind, self.one_of(0, 3, 3), int(self.chance(0.9)), self.one_of(0, 0, 1, 3, 31))
+            value = gate(
+                target, self.handler(), kind, self.one_of(0, 3, 3), int(self.chance(0.9)), self.one_of(0, 0, 1, 3, 31)
+            )
             self._system(slot, value, self.high >> 32 if self.chance(0.9) else rng.getrandbits(64))
         self.pages[GDT] = bytearray(qwords(*gdt).ljust(4096, b"\0"))
         ldt = []
         for _ in range(8):
             dpl = self.one_of(0, 3, self.cpl)
             big = int(not long)
-            ldt.append(self.code_descriptor(dpl, int(long and self.chance(0.5)), big) if self.chance(0.5) else self.data_descriptor(dpl))
+            ldt.append(
+                self.code_descriptor(dpl, int(long and self.chance(0.5)), big)
+                if self.chance(0.5)
+                else self.data_descriptor(dpl)
+            )
         self.pages[LDT] = bytearray(qwords(*ldt).ljust(4096, b"\0"))
         self.tables["gdtr"] = (GDT | self.high, self.one_of(0x1FF, 0x1FF, 0x1FF, 0x17F, 0xFF))
 
@@ -170,14 +179,26 @@ class Ground:
         strange = self.one_of(0, 0, 10, 60)
         for vector in range(GATES):
             selector = (9 if self.mode == COMPAT or (self.mode == LONG and self.chance(0.5)) else 1) * 8
-            kind, dpl, present, count, upper = self.one_of(0xE, 0xF), self.one_of(0, 3, 3), 1, self.one_of(0, 0, 1, 2), self.high
+            kind, dpl, present, count, upper = (
+                self.one_of(0xE, 0xF),
+                self.one_of(0, 3, 3),
+                1,
+                self.one_of(0, 0, 1, 2),
+                self.high,
+            )
             if vector != 8 and self.rng.randrange(100) < strange:
-                selector = self.one_of(8, 8, 72, 8 * self.rng.randrange(16), 8 * self.rng.randrange(40)) | self.one_of(0, 0, 0, 3, 4)
+                selector = self.one_of(8, 8, 72, 8 * self.rng.randrange(16), 8 * self.rng.randrange(40)) | self.one_of(
+                    0, 0, 0, 3, 4
+                )
                 kinds = (0xE, 0xF, 0xE, 0xF, 6, 5) if self.long else (0xE, 0xE, 0xF, 6, 7, 5)
                 kind = self.one_of(*kinds)
                 if kind == 5:
                     selector = self.one_of(34, 36, 36, 36) * 8
-                dpl, present, count = self.one_of(0, 3, 3, self.cpl), int(self.chance(0.93)), self.one_of(0, 0, 0, 1, 7, 3)
+                dpl, present, count = (
+                    self.one_of(0, 3, 3, self.cpl),
+                    int(self.chance(0.93)),
+                    self.one_of(0, 0, 0, 1, 7, 3),
+                )
                 upper = upper if self.chance(0.95) else self.rng.getrandbits(64)
             idt += qwords(gate(selector, HANDLERS + 16 * vector, kind, dpl, present, count))
             if self.long:
@@ -246,7 +267,9 @@ class Ground:
 
     def any_selector(self) -> int:
         """A selector that is likely to name something, with any RPL and table."""
-        slot = self.one_of(self.rng.randrange(13), self.rng.randrange(13), self.rng.randrange(48), self.rng.randrange(30, 50))
+        slot = self.one_of(
+            self.rng.randrange(13), self.rng.randrange(13), self.rng.randrange(48), self.rng.randrange(30, 50)
+        )
         return slot * 8 | self.one_of(0, self.cpl, 3, 4, 4 | self.cpl, self.rng.randrange(8))
 
     def _control(self) -> None:
@@ -274,7 +297,11 @@ class Ground:
         rng, r = self.rng, self.registers
         for name in GENERAL:
             r[name] = rng.getrandbits(64 if self.mode == LONG else 32)
-        self.sp = STACKS + 0x1000 * rng.randrange(1, 7) + self.one_of(0x800, 0x800, 0x7FC, 0xFF0, 0xFF8, 0xFFE, 0xFFC, 0x20, 0x10, 8, 4, 0)
+        self.sp = (
+            STACKS
+            + 0x1000 * rng.randrange(1, 7)
+            + self.one_of(0x800, 0x800, 0x7FC, 0xFF0, 0xFF8, 0xFFE, 0xFFC, 0x20, 0x10, 8, 4, 0)
+        )
         self.data = STACKS + 0x7000 + self.one_of(0x100, 0x100, 0xFF0, 0xFF8, 0xFFA)
         segments = self.segments
         if self.mode in (REAL, V86):
@@ -347,4 +374,4 @@ class Ground:
         for offset in range(0, STACKS_SIZE, 4096):
             pages[STACKS + offset] = bytes(self.stack[offset : offset + 4096])
         self.pages = {}
-        return State(self.registers, self.segments, self.tables, pages, self.steps, self.repeats)
+        return State(self.registers, self.segments, self.tables, pages, self.steps, self.repeats, self.leaves_traps)

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from tests.vmm.soft.bochs.families import FAMILIES
-from tests.vmm.soft.bochs.ground import CODE_SLOT, SLOTS, Ground
+from tests.vmm.soft.bochs.ground import CODE_SLOT, LONG, SLOTS, Ground
 from tests.vmm.soft.bochs.state import State
 
 LAZY = ("segmented", "page_walk", "string", "system_segments", "flags")
@@ -23,6 +23,14 @@ class Scenario:
     mode: str
     code: bytes
     state: State
+
+    def at_stack(self, size: int) -> int:
+        """The value of ``size`` bytes at the top of the stack."""
+        at = self.state.registers["rsp"]
+        if self.mode != LONG:
+            at += self.state.segments["ss"][1]
+        image = self.state.pages.get(at & 0xFFFFF000, b"")
+        return int.from_bytes(image[at & 0xFFF : (at & 0xFFF) + size], "little")
 
 
 def scenario(seed: int, slot: int, only: str = "") -> Scenario:

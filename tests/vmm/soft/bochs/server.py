@@ -7,6 +7,7 @@ and does not see that this module writes memory: code must never change at an ad
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import resource
 import signal
@@ -32,12 +33,21 @@ _SENSITIVE = ("cr0", "cr3", "cr4", "efer")
 SPENT = 3
 """Exit status of a child that answered and can serve no more."""
 _NOTHING = State({}, {}, {}, {})
+_REAL = (0, 0, 0xFFFF, 0x93)
+_IDLE = State(
+    dict.fromkeys((*GENERAL, *CONTROL, *MSRS), 0) | {"cr0": 0x10, "rflags": 2},
+    dict.fromkeys(SEGMENTS, _REAL),
+    {"gdtr": (0, 0), "idtr": (0, 0x3FF)},
+    {},
+)
+"""Real mode at address 0, where there are zeros: ADD [BX+SI], AL."""
 
 
 class Model:
     """One Bochs CPU with its memory."""
 
     def __init__(self, size: int) -> None:
+        self.log = mmap.mmap(-1, PAGE)  # the exceptions of the last step, shared with forked children
         self.session = bochscpu.Session()
         self.session.missing_page_handler = self._missing
         self.host: dict[int, int] = {}
@@ -65,6 +75,8 @@ class Model:
         if before.registers["cr4"] & PAE and before.registers["cr0"] & PAGING and not before.registers["efer"] & LMA:
             self._load_directory_pointers(before)
         events: list[tuple[int, int]] = []
+        self.log.seek(0)
+        self.log.write(bytes(2))
         ends: list[str] = []
         left = [before.steps]
 
@@ -74,6 +86,10 @@ class Model:
 
         def exception(session: Any, cpu: int, vector: int, error: int) -> None:
             events.append((vector, error))
+            self.log.seek(0)
+            self.log.write(len(events).to_bytes(2, "little"))
+            self.log.seek(8 * len(events))
+            self.log.write(vector.to_bytes(4, "little") + (error & 0xFFFFFFFF).to_bytes(4, "little"))
             if len(events) > MANY:
                 stop(session, "endless")
 
@@ -111,6 +127,12 @@ class Model:
             table.base, table.limit = base, limit
             setattr(s, name, table)
         return s
+
+    def last_events(self) -> list[tuple[int, int]]:
+        """The exceptions of a child's last step."""
+        count = int.from_bytes(self.log[:2], "little")
+        words = [int.from_bytes(self.log[at : at + 4], "little") for at in range(8, 8 * count + 8, 4)]
+        return list(zip(words[::2], words[1::2], strict=True))
 
     def _set(self, before: State) -> None:
         s = self._fill(self.session.cpu.state, before)
@@ -155,31 +177,63 @@ def _descriptor(value: Any) -> Descriptor:
     return value.selector, value.base, value.limit, value.attr & 0xF0FF | (0 if value.present else UNUSABLE_BIT)
 
 
+def serve(model: Model, source: int, sink: int) -> None:
+    """Answer states until there are no more, or Bochs cannot go on."""
+    try:
+        while True:
+            before = receive(source)
+            outcome = model.step(before)
+            send(sink, outcome)
+            if outcome.end != "step" or before.leaves_traps:
+                os._exit(SPENT)
+    except EOFError:
+        os._exit(0)
+
+
+class Child:
+    """A forked process with a Bochs that has run already, so that its memory is its own, and waits to be wanted."""
+
+    def __init__(self, model: Model, source: int, sink: int) -> None:
+        wanted, self._go = os.pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            os.close(self._go)
+            log, model.log = model.log, mmap.mmap(-1, PAGE)
+            model.step(_IDLE)
+            model.log = log
+            if os.read(wanted, 1):
+                serve(model, source, sink)
+            os._exit(0)
+        os.close(wanted)
+
+    def start(self) -> None:
+        """Let it serve."""
+        os.write(self._go, b"!")
+
+    def wait(self) -> int:
+        """Its exit status."""
+        os.close(self._go)
+        return os.waitpid(self._process, 0)[1]
+
+
 def main() -> None:
-    """Serve from a child. Bochs aborts at some triple faults, and others leave it stopped; a child is quickly made."""
+    """Serve from a child, with another one ready: Bochs aborts at some triple faults, and others leave it stopped."""
     source, sink = 0, os.dup(1)
     os.dup2(2, 1)  # what Bochs prints does not belong into the answers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
     model = Model(int(sys.argv[1]))
+    child = Child(model, source, sink)
     while True:
-        child = os.fork()
-        if child == 0:
-            try:
-                outcome = model.step(receive(source))
-                while outcome.end == "step":
-                    send(sink, outcome)
-                    outcome = model.step(receive(source))
-                send(sink, outcome)
-                os._exit(SPENT)
-            except EOFError:
-                os._exit(0)
-        _, status = os.waitpid(child, 0)
+        child.start()
+        spare = Child(model, source, sink)
+        status = child.wait()
         if status == 0:
             os._exit(0)
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            send(sink, Outcome("triple" if number == signal.SIGABRT else signal.Signals(number).name, _NOTHING))
+            end = "triple" if number == signal.SIGABRT else signal.Signals(number).name
+            send(sink, Outcome(end, _NOTHING, model.last_events()))
+        child = spare
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ MSRS = {
 class State:
     """Registers by name; ``pages`` are whole pages of guest-physical memory; ``steps`` instructions are to complete.
 
-    ``repeats`` marks string instructions, which an implementation may carry out in parts.
-    ``code`` is bytes to put at guest-physical addresses where nothing was executed yet.
+    ``repeats`` marks string instructions, which an implementation may carry out in parts. ``leaves_traps`` says that
+    debug traps may be pending afterwards, which no state holds. ``code`` is bytes to put at guest-physical addresses
+    where nothing was executed yet.
     """
 
     registers: dict[str, int]
@@ -32,6 +33,7 @@ class State:
     pages: dict[int, bytes]
     steps: int = 1
     repeats: bool = False
+    leaves_traps: bool = False
     code: dict[int, bytes] = field(default_factory=dict)
 
 

@@ -75,7 +75,7 @@ class Subject:
         put_state(vcpu, before)
         end = self._run(vcpu, before)
         outcome = Outcome(end, self._get(vcpu, before))
-        if end != "step":
+        if end != "step" or before.leaves_traps:
             self._fresh()
         return outcome
 

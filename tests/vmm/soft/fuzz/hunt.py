@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -45,6 +46,11 @@ class Tally:
     findings: list[Finding] = field(default_factory=list)
 
 
+def same_modules() -> dict[str, str]:
+    """An environment in which a new interpreter finds the modules that this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+
+
 class Worker:
     """A worker process."""
 
@@ -52,7 +58,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.vmm.soft.fuzz.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=same_modules(),
         )  # fmt: skip
         self.ran = 0
 
