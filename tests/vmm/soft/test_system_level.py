@@ -1,6 +1,6 @@
 """What the engine does beyond user level agrees with a model that was written without it.
 
-Bochs's CPU judges descriptor loads, far transfers, gates, interrupts, IRET, system calls, page walks, control registers,
+Bochs judges descriptor loads, far transfers, gates, interrupts, IRET, system calls, page walks, control registers,
 strings and stacks in every mode; a model in a few lines judges I/O permissions, which Bochs cannot be asked about.
 ``python -m tests.vmm.soft.bochs`` runs more of the former.
 """

@@ -447,6 +447,19 @@ def settle(s):
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def trap_follows(s: cython.pointer(CpuState), insn: cython.pointer(Insn)) -> cython.bint:
+    """Does a single-step trap follow a helper's instruction that began with TF set (SDM Vol. 3B 17.3.1.4)?"""
+    if s.inhibit and insn.opcode != 0xFB:
+        return False  # MOV SS and POP SS hold it off; STI does not
+    if s.flags_system & FLAG_TF:
+        return True
+    # POPF and IRET that clear TF are trapped still; an event or SYSCALL that clears it is not.
+    return insn.map == 0 and (insn.opcode == 0x9D or insn.opcode == 0xCF)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def wakes(s: cython.pointer(CpuState)) -> cython.bint:
     """Is there an event that ends HLT?"""
     if s.events & (PENDING_NMI | PENDING_KICK | PENDING_INIT | PENDING_SIPI):
@@ -581,6 +594,8 @@ def run_loop(s):
             status = table[ops[insn.op].helper](s, insn)
             if status == FAULT:
                 continue
+            if trap:
+                trap = trap_follows(s, insn)
             if status == LEAVE:
                 if s.exit.kind == EXIT_MMIO_READ:
                     s.replay = 1
@@ -614,6 +629,8 @@ def run_loop(s):
             if trap:
                 s.dr[6] |= 0x4000
                 raise_fault(s, EXC_DB, False, 0)
+                if why == X_HELPER and linear_rip(s) == va:
+                    s.flags_system |= FLAG_RF  # between two iterations of a string instruction (17.3.1.1)
             if s.step_exit:
                 return leave_with(s, EXIT_STEP, 0, 0)
 
