@@ -432,6 +432,8 @@ def decode(code, avail, mode, insn):
                 insn.segment = SS
     else:
         insn.rm = (b & 7) | (bb << 3)  # the register in the opcode
+        if b == 0x90 and insn.map == 0 and bb:
+            index = b * 64  # with REX.B it is XCHG R8 whatever the prefix says, not PAUSE
         row = lookup[index]
         if row == 0 and insn.vex:
             row = lookup[index + 8]
