@@ -18,7 +18,8 @@ def test_clock_ports_count_at_their_rate_without_exits():
         first, last, counter = guest.words(3)
         assert 0 <= first <= last <= most
         down = 0xFFFF - counter
-        assert last // 3 - 2 <= down <= most // 3 + 2
+        # The count may wait up to 200 us for a loop that begins to poll it.
+        assert last // 3 - 2 - 1500 <= down <= most // 3 + 2
         # Three byte reads: the flip-flop stands at the high byte.
         assert guest.vm.clock_port(0x42, None) == 3
         assert guest.vm.clock_port(0x408, None) == 1001

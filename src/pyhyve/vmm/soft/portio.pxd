@@ -31,3 +31,6 @@ cdef uint64_t step(CpuState *s, uint32_t size) noexcept nogil
 cdef bint last_element(CpuState *s, Insn *insn) noexcept nogil
 cdef ClockPort *clock_of(Engine *e, uint32_t port, uint32_t size) noexcept nogil
 cdef uint64_t read_clock(Engine *e, ClockPort *clock) noexcept nogil
+
+cdef enum:
+    HELD_READS = 16  # byte reads of a counter that has just been loaded before it starts, for 200 us at most

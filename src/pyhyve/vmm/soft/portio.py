@@ -95,7 +95,16 @@ def clock_of(e, port, size):
 
 
 def read_clock(e, clock):
-    ticks: uint64_t = scale(native.rdtsc() - clock.start, clock.hz, e.tsc_hz)
+    now: uint64_t = native.rdtsc()
+    ticks: uint64_t
+    if clock.halves and clock.reads < HELD_READS:
+        # A guest that has just loaded the counter now begins to poll it, through code that is only being translated.
+        # A calibration wants many reads in the first 214 us: the count waits until the loop is at its speed.
+        if clock.reads == 0:
+            clock.first = now if now - clock.start < e.tsc_hz // 1000 else 0
+        if clock.first and now - clock.first < e.tsc_hz // 5000:
+            clock.start = now
+    ticks = scale(now - clock.start, clock.hz, e.tsc_hz)
     value: uint64_t = clock.base - ticks if clock.down else clock.base + ticks
     value &= clock.mask
     clock.reads += 1

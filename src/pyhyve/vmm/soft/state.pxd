@@ -267,6 +267,7 @@ cdef struct ClockPort:
     uint32_t port            # 0: not in use
     uint32_t size            # bytes of a read that is answered
     uint64_t start           # TSC at which it was `base`
+    uint64_t first           # TSC of the first read, while the count waits for the guest's loop; 0: it does not
     uint64_t hz
     uint64_t base
     uint64_t mask
