@@ -4,21 +4,18 @@ The order of assembly is that of bhyve's start-up. Whatever fails on the way giv
 machine ends with one status (``errors.Status``), whoever brings the end about: the guest by a port, a vCPU's exit, an
 error, or the user; ``VcpuSet.end`` is the one door for it.
 
-``Machine`` is for programs; ``run_machine`` is what the commands call: it adds signals, the process title and messages.
+``Machine`` is for programs; the commands call ``runner.run_machine``, which adds signals and messages.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import signal
-import sys
 import threading
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 from pyhyve import firmware
 from pyhyve.backends.char import open_char
@@ -26,8 +23,8 @@ from pyhyve.bus.irq import IrqRouter
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
-from pyhyve.config import Config, parse_memsize
-from pyhyve.errors import BackendError, ConfigError, Status, UsageError
+from pyhyve.config import Config
+from pyhyve.errors import BackendError, ConfigError, Status
 from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
 from pyhyve.hw import xmsr
 from pyhyve.hw.chipset.elcr import Elcr
@@ -45,13 +42,14 @@ from pyhyve.hw.chipset.rtc import Rtc
 from pyhyve.hw.chipset.uart16550 import COM_PORTS, Uart16550
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
-from pyhyve.hw.pci.bus import WINDOWS, PciAddress, PciBus
+from pyhyve.hw.pci.bus import WINDOWS, PciBus
 from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.lifecycle import Stateful
 from pyhyve.loader import load
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
-from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet, complain, name_thread
+from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_topology, read_uuid
+from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
 from pyhyve.vmm.cpuid import Topology, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
@@ -75,14 +73,6 @@ NOT_YET = {
     "restore": "resuming from a snapshot (-r)",
 }
 """What bhyve's command line can ask for and this version has no device for."""
-
-
-ENDINGS: dict[int, str] = {
-    Status.RESET: "the guest reset the machine",
-    Status.POWER_OFF: "the machine is powered off",
-    Status.HALTED: "the guest halted",
-    Status.TRIPLE_FAULT: "the guest ended in a triple fault",
-}
 
 
 class HostNotification:
@@ -456,127 +446,9 @@ class Machine:
             self.loop.stop()
 
 
-def read_topology(config: Config) -> Topology:
-    """``cpus``, ``sockets``, ``cores``, ``threads``; what is not given follows from the rest."""
-    cores = config.get_int("cores", 1, minimum=1)
-    threads = config.get_int("threads", 1, minimum=1)
-    cpus = config.get_int("cpus", minimum=1)
-    sockets = config.get_int("sockets", max(1, cpus // (cores * threads)), minimum=1)
-    topology = Topology(sockets, cores, threads)
-    if topology.cpus != cpus:
-        raise ConfigError(f"invalid cpu topology: {sockets} sockets * {cores} cores * {threads} threads is not {cpus}")
-    return topology
-
-
-def read_memory_size(config: Config) -> int:
-    """``memory.size`` in bytes. Raises ``UsageError`` for nonsense, ``ConfigError`` for more than the host has."""
-    text = config.require("memory.size")
-    try:
-        size = parse_memsize(text)
-    except ValueError:
-        raise UsageError(f"invalid memsize '{text}'") from None
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > total:
-        raise ConfigError(f"{size >> 20} MB of guest memory requested, but this host has {total >> 20} MB in all")
-    return size
-
-
-def read_uuid(config: Config) -> uuid.UUID | None:
-    """``uuid``, if it was given."""
-    text = config.get("uuid")
-    try:
-        return None if text is None else uuid.UUID(text)
-    except ValueError:
-        raise ConfigError(f"uuid: '{text}' is not a UUID") from None
-
-
-def read_pinning(config: Config, index: int) -> int | None:
-    """The host CPU that ``-p`` gives vCPU ``index``."""
-    if f"vcpu.{index}.cpuset" in config:
-        return config.get_int(f"vcpu.{index}.cpuset", minimum=0)
-    if "vcpu.first_cpu" in config:
-        return config.get_int("vcpu.first_cpu", minimum=0) + index
-    return None
-
-
-def read_slots(config: Config) -> list[PciAddress]:
-    """The PCI functions that the configuration names, by address."""
-    found = []
-    for bus in config.children("pci"):
-        for slot in config.children(f"pci.{bus}"):
-            for function in config.children(f"pci.{bus}.{slot}"):
-                numbers = (bus, slot, function)
-                if not all(n.isdigit() for n in numbers):
-                    raise ConfigError(f"pci.{bus}.{slot}.{function}: a PCI slot is three numbers")
-                found.append(PciAddress(*(int(n) for n in numbers)))
-    return sorted(found)
-
-
 def wire_memory(memory: GuestMemory) -> None:
     """Keep guest memory in RAM (mlock(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlock(ctypes.c_void_p(memory.host_base), ctypes.c_size_t(memory.size)):
         reason = os.strerror(ctypes.get_errno())
         raise ConfigError(f"cannot wire {memory.size >> 20} MB of guest memory: {reason} (see ulimit -l)")
-
-
-class _Signals:
-    """SIGTERM and SIGINT from before a machine is built until after it has closed."""
-
-    def __init__(self) -> None:
-        self.machine: Machine | None = None
-        self.ended_by: int | None = None
-        self._pressed = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_args: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        machine = self.machine
-        if machine is None or machine.status is not None:
-            # Nothing runs yet, or no longer: unwind, which gives everything back.
-            raise SystemExit(128 + number)
-        # The interrupted code may hold a lock that the button or the end needs: act from the loop.
-        machine.loop.call_soon_threadsafe(self._press if number == signal.SIGTERM else self._end, machine, number)
-
-    def _press(self, machine: Machine, number: int) -> None:
-        if not self._pressed and machine.power_button():
-            self._pressed = True
-            complain("bhyve: SIGTERM: pressed the power button; a second one ends the machine at once")
-        else:
-            self._end(machine, number)
-
-    def _end(self, machine: Machine, number: int) -> None:
-        self.ended_by = number
-        machine.vcpus.end(128 + number)
-
-
-def run_machine(config: Config, announce: Callable[[str], None] | None = None) -> int:
-    """Build a machine, run it to its end, and return the status for the process.
-
-    ``announce`` is told which backend was chosen and how to leave. Raises a ``PyhyveError`` if it cannot be built.
-    """
-    with _Signals() as signals:
-        with Machine(config) as machine:
-            if announce is not None:
-                announce(f"running on {machine.backend_reason}")
-                if sys.stdin is not None and sys.stdin.isatty() and config.get("lpc.com1.path") == "stdio":
-                    announce("leave with Ctrl-] q")
-            signals.machine = machine
-            name_thread(machine.name)
-            machine.start()
-            status = machine.wait()
-        if machine.message:
-            print(f"bhyve: {machine.message}", file=sys.stderr)
-        elif signals.ended_by is not None:
-            print(f"bhyve: ended by {signal.Signals(signals.ended_by).name}", file=sys.stderr)
-        elif announce is not None and status in ENDINGS:
-            announce(ENDINGS[status])
-    return status

@@ -316,7 +316,7 @@ def run(argv: Sequence[str]) -> int:
             sys.stdout.write(config.dump())
             sys.stdout.flush()
             return Status.POWER_OFF
-        from pyhyve.machine import run_machine
+        from pyhyve.runner import run_machine
 
         return run_machine(config)
     except Usage as usage:

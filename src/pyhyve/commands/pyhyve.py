@@ -150,7 +150,7 @@ def command_run(args: argparse.Namespace) -> int:
             guest = build_debian(show)
         config.set("boot.kernel", Config.escape(str(guest.kernel)))
         config.set("boot.initrd", Config.escape(str(guest.initrd)))
-    from pyhyve.machine import run_machine
+    from pyhyve.runner import run_machine
 
     return run_machine(config, announce=_announce)
 

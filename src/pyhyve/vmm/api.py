@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
 
+from pyhyve.errors import BackendError
 from pyhyve.vmm.exits import Exit
 from pyhyve.vmm.registers import Reg, Segment, SegmentName, Table
 
@@ -91,6 +92,23 @@ class ClockPort:
     step: int = 1
     halves: bool = False
     high_next: bool = False
+
+
+class PointKind(Enum):
+    """What a debugger's point waits for."""
+
+    EXECUTE = "execute"
+    WRITE = "write"
+    ACCESS = "access"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A breakpoint (EXECUTE, length 1) or a watchpoint of ``length`` bytes at guest-virtual (linear) address ``gva``."""
+
+    kind: PointKind
+    gva: int
+    length: int = 1
 
 
 class Hypervisor(ABC):
@@ -206,6 +224,17 @@ class VirtualCpu(ABC):
     @abstractmethod
     def set_capability(self, cap: Capability, on: bool) -> None:
         """Switch a capability. Raises ``BackendError`` if ``VirtualMachine.capability`` denies it."""
+
+    def set_points(self, points: Iterable[Point]) -> None:
+        """Replace the debugger's breakpoints and watchpoints on this vCPU. The guest sees nothing of them.
+
+        A ``Debug`` exit comes before the instruction at an EXECUTE point, and behind an instruction that wrote (WRITE)
+        or touched (ACCESS) a watched byte. The instruction at RIP is passed over once when the last exit was ``Debug``
+        or ``Mtrap`` or RIP was set since, so that a stopped vCPU can go on. Raises ``BackendError`` for more points
+        than the backend can hold.
+        """
+        if list(points):
+            raise BackendError("this backend has no breakpoints")
 
     @abstractmethod
     def set_apic_mode(self, mode: ApicMode) -> None:

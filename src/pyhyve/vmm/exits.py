@@ -106,10 +106,13 @@ class Suspended(Exit):
 
 @dataclass(frozen=True, slots=True)
 class Debug(Exit):
-    """A breakpoint or watchpoint of the debugger was hit. ``dr6`` holds the cause bits."""
+    """A point of the debugger was hit (``VirtualCpu.set_points``).
+
+    ``rip`` is that of the next instruction. ``watch`` is the address of the watchpoint, None for a breakpoint.
+    """
 
     rip: int
-    dr6: int = 0
+    watch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ class RunPage:
 
     def _debug(self) -> Exit:
         _, pc, dr6, _ = structs.RUN_DEBUG.unpack_from(self._page, structs.RUN_UNION)
-        return Mtrap() if self.stepping and dr6 & _DR6_BS else Debug(pc, dr6)
+        return Mtrap() if self.stepping and dr6 & _DR6_BS else Debug(pc)
 
     def _system_event(self) -> Exit:
         (kind,) = structs.RUN_SYSTEM_EVENT.unpack_from(self._page, structs.RUN_UNION)

@@ -497,7 +497,7 @@ class SoftCpu:
         if kind == EXIT_TRIPLE_FAULT:
             return Suspended(SuspendReason.TRIPLE_FAULT)
         if kind == EXIT_DEBUG:
-            return Debug(s.rip, s.exit.value)
+            return Debug(s.rip)
         detail = f"signal {s.exit.value} (code {s.exit.size}) at {s.exit.address:#x}"
         if s.exit.size == 0:
             detail = f"no instruction can be fetched from guest-physical {s.exit.address:#x}"
