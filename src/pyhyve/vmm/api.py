@@ -104,7 +104,7 @@ class PointKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A breakpoint (EXECUTE, length 1) or a watchpoint of ``length`` bytes at guest-virtual (linear) address ``gva``."""
+    """A breakpoint (EXECUTE, length 1), or a watchpoint of ``length`` bytes, at guest-virtual address ``gva``."""
 
     kind: PointKind
     gva: int
