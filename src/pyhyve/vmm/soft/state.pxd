@@ -184,10 +184,9 @@ cdef enum:
     PENDING_INTERRUPT = 2   # a local APIC's IRR gained a bit, or a priority changed
     PENDING_NMI = 4
     PENDING_TIMER = 8       # the local APIC's timer ran out
-    PENDING_INVALIDATE = 16 # the VMM wrote memory that may hold translated code
+    PENDING_BORDER = 16     # another thread waits for this vCPU to come to a block border
     PENDING_EXTINT = 32     # the PIC's INTR line changed
     PENDING_INIT = 64
-    PENDING_SIPI = 128
     PENDING_DRAIN = 256     # device writes or EOIs are queued for Python
 
     # CpuState.exit.kind
@@ -209,6 +208,7 @@ cdef enum:
     EXIT_EOI = 15
     EXIT_FAILED = 16
     EXIT_DEBUG = 17
+    EXIT_HALTED = 18         # every vCPU has halted with interrupts off
 
     LOW32 = 0xFFFFFFFF  # literals beyond 31 bits are Python objects to Cython; names are not
     PAGE_MASK = 0xFFFFFFFFFFFFF000
@@ -303,9 +303,20 @@ cdef struct CpuState:
     uint32_t mode                    # MODE_*
     uint32_t mode_slot               # which of MODE_SLOTS the mode has
 
+    # Between threads (threads.py)
+    uint32_t running                 # may be inside translated code or a helper
+    uint32_t border                  # block borders passed
+    uint32_t lock_wait               # waits for the code lock
+    uint32_t down                    # not to run before a start-up IPI
+    uint32_t dead                    # halted with interrupts off
+    uint32_t alone                   # has the world stopped for the next instruction
+    uint32_t sipi_targets            # vCPUs that this one has started and Python has not heard of yet
+    uint32_t open_size               # a helper writes this many bytes at open_gpa, which may be code
+    uint64_t open_gpa
+
     # Leaving emitted code
     uint64_t exit_target             # linear rip to go on at, or the page offset of an unresolved chain
-    uint64_t exit_site               # address of the rel32 to patch
+    uint64_t exit_link               # Link * of an unresolved chain
     uint64_t exit_insn               # Insn * of a helper exit
     uint64_t host_sp
     uint64_t host_pc                 # return address in emitted code of the slow path that runs; 0 outside
@@ -380,7 +391,7 @@ cdef struct CpuState:
     # Counters
     uint64_t count_enter, count_lookup, count_chain, count_helper, count_tlb_miss, count_tlb_flush
     uint64_t count_blocks, count_block_bytes, count_insns, count_exits, count_exceptions, count_interrupts
-    uint64_t count_invalidated, count_code_flush, tsc_translate, tsc_run
+    uint64_t count_code_flush, tsc_translate, tsc_run
 
     uint32_t index
     Engine *engine
@@ -408,6 +419,8 @@ cdef struct Engine:
     uint32_t timer_stop
     uint64_t timer_planned           # TSC at which the timer thread wakes by itself
     void *code                       # blocks.CodeCache
+    uint32_t code_lock
+    uint32_t stop                    # all vCPUs must rest at their next block border
     ClockPort clock_ports[4]
     uint64_t xsave_mask              # components that run() saves and restores
 

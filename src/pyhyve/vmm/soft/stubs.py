@@ -186,7 +186,7 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     jmp_to(a, common)
     c.stubs.exit_chain = here(a)
     store_gs(a, T0, off(s, cython.address(s.exit_target)))
-    store_gs(a, T1, off(s, cython.address(s.exit_site)))
+    store_gs(a, T1, off(s, cython.address(s.exit_link)))
     mov_imm32(a, T1, X_CHAIN)
     jmp_to(a, common)
     c.stubs.exit_event = here(a)
