@@ -145,6 +145,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     Engine,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, SLOW_SEGMENTED, host_reg, is_spilled, off
+from cython.cimports.pyhyve.vmm.soft.system import LEAF_EXTENDED, R_EDX, feature
 
 # What the store of an instruction with several accesses writes: Context.part
 PART_OPERAND = cython.declare(uint32_t, 0)
@@ -848,7 +849,7 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
     if kind == K_CLI or kind == K_STI:
         return (x.mode & MODE_IOPL_OK) == 0 or (kind == K_STI and (x.mode & MODE_STEP) != 0)
     if kind == K_RDTSC:
-        return (x.mode & MODE_TSC) == 0
+        return (x.mode & MODE_TSC) == 0 or (is_rdtscp(insn) and not feature(x.s.engine, LEAF_EXTENDED + 1, R_EDX, 27))
     if x.mode & MODE_CODE64:
         if kind == K_POP_MEM:
             return True
@@ -864,6 +865,14 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
         or kind == K_LEAVE or kind == K_XLAT or kind == K_LOOP or kind == K_JCXZ or kind == K_CALL or kind == K_JMP
         or kind == K_CALL_IND or kind == K_JMP_IND or kind == K_JCC
     )  # fmt: skip
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_rdtscp(insn: cython.pointer(Insn)) -> cython.bint:
+    """Which of the two that read the counter it is."""
+    return insn.opcode != 0x31
 
 
 @cython.cfunc
@@ -894,7 +903,15 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         emit_raise(x, insn, trap)
     elif goes_to_helper(x, insn):
         emit_helper(x, insn)
-    elif kind == K_PLAIN or kind == K_BT or kind == K_RDTSC:
+    elif kind == K_RDTSC:
+        e8(a, 0x0F)
+        if is_rdtscp(insn):
+            e8(a, 0x01)
+            e8(a, 0xF9)
+            load_gs32(a, HRCX, off(x.s, cython.address(x.s.tsc_aux)))
+        else:
+            e8(a, 0x31)
+    elif kind == K_PLAIN or kind == K_BT:
         if insn.has_mem and insn.mem_access != MEM_NONE:
             emit_operand(x, insn)
         else:
