@@ -7,6 +7,8 @@ from pyhyve.vmm.soft.state cimport CpuState, Engine
 cdef enum:
     HASH_SIZE = 65536
     NO_PAGE = 0xFFFFFFFFFFFFFFFF
+    HARMLESS_WRITES = 64
+    MAX_DROPS = 20
     NO_MODE = 0x80000000     # CpuState.slot_mode: the slot must be looked for
 
 
@@ -59,6 +61,8 @@ cdef struct CodePage:
     Block *first
     Block *second            # blocks of which only the tail lies in this page
     uint64_t granules        # which 64-byte pieces hold translated code
+    uint32_t harmless        # writes beside the code since it was last dropped
+    uint32_t drops           # how often that happened
     uint32_t claimed         # there is translated code, or soon will be: nobody has a write tag for the page
 
 
@@ -126,4 +130,5 @@ cdef CodePage *page_of(CodeCache *c, uint64_t gpa) noexcept nogil
 cdef int claim_page(Engine *e, CpuState *s, uint64_t gpa) noexcept nogil
 cdef void patch_rel32(CodeCache *c, uint64_t site, uint64_t target) noexcept nogil
 cdef uint64_t granules(uint32_t start, uint32_t size) noexcept nogil
+cdef void count_harmless(CodeCache *c, CodePage *page) noexcept nogil
 cdef void divert(CodeCache *c, uint64_t where, uint64_t to) noexcept nogil

@@ -157,6 +157,8 @@ def page_of(c, gpa):
             page.second = cython.NULL
             page.granules = 0
             page.claimed = 0
+            page.harmless = 0
+            page.drops = 0
             c.pages[number] = page
     return c.pages[number]
 
@@ -331,6 +333,8 @@ def code_written(e, s, gpa, size):
     lock_code(e, s)
     page = c.pages[gpa >> 12]
     if page == cython.NULL or (page.granules & granules(offset, size)) == 0:
+        if page != cython.NULL:
+            count_harmless(c, page)
         unlock_code(e)
         return False
     if s != cython.NULL and s.host_pc:
@@ -374,8 +378,34 @@ def code_written(e, s, gpa, size):
     page.granules = live
     if page.first == cython.NULL and page.second == cython.NULL:
         page.claimed = 0
+    elif not changed:
+        count_harmless(c, page)
     unlock_code(e)
     return hit
+
+
+def count_harmless(c, page):
+    """A write beside the code of a page. After many of them the page is taken for data, and its code is dropped.
+
+    Memory that once held code and holds data now would be slow to write for ever otherwise. Where code and data really
+    share a page, the code comes back; so each time it takes twice as many writes.
+    """
+    page.harmless += 1
+    if page.harmless < cython.cast(uint32_t, HARMLESS_WRITES) << page.drops:
+        return
+    page.harmless = 0
+    if page.drops < MAX_DROPS:
+        page.drops += 1
+    while page.first != cython.NULL:
+        if page.first.valid:
+            retire(c, page.first)
+        page.first = page.first.page_next
+    while page.second != cython.NULL:
+        if page.second.valid:
+            retire(c, page.second)
+        page.second = page.second.page2_next
+    page.granules = 0
+    page.claimed = 0
 
 
 def code_changed(e, gpa, size):

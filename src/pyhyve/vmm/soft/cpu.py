@@ -41,6 +41,7 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
     bounce_finish,
     close_store,
     linear,
+    note_jump,
     ram_host,
     tlb_fill,
     walk,
@@ -97,6 +98,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     __atomic_load_n,
     gp,
     is_canonical,
+    jump_index,
     raise_fault,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import (
@@ -634,7 +636,7 @@ def run_loop(s):
             s.slot_mode = s.mode
         trap = (s.flags_system & FLAG_TF) != 0
         step = trap or s.inhibit or s.step_once or s.step_exit or s.replay
-        i = (va & 0x7F) | ((va >> 5) & 0xF80)
+        i = jump_index(va)
         if step:
             b = find_block(s, True)
             code = b.code if b != cython.NULL else 0
@@ -649,6 +651,7 @@ def run_loop(s):
                 s.jump[s.mode_slot][i].not_rip = ~va
                 s.jump[s.mode_slot][i].code = code
                 s.jump_dirty[s.mode_slot] = 1
+                note_jump(s, va)
                 if patch and b.gpa2 == NO_PAGE and patch_flushes == c.flushes:
                     # Let the jump that led here lead straight to the block from now on
                     chain(s, b)

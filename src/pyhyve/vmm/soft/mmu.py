@@ -74,6 +74,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     __atomic_compare_exchange_n,
     gp,
     is_canonical,
+    jump_index,
     raise_fault,
 )
 
@@ -379,6 +380,9 @@ def flush_region(s, va, shift):
 
 def clear_jumps(s):
     slot: cython.int
+    i: cython.int
+    for i in range(16):
+        s.jump_pages[i] = 0
     for slot in range(MODE_SLOTS):
         if s.jump_dirty[slot]:
             s.jump_dirty[slot] = 0
@@ -391,8 +395,18 @@ def clear_jumps(s):
 
 
 def close_last_jump(s, slot):
-    # An empty entry answers to rip ~0, which belongs in the last one: give that one a rip that belongs elsewhere.
-    s.jump[slot][JUMP_SIZE - 1].not_rip = cython.cast(uint64_t, -1)
+    # An empty entry answers to rip ~0: give the one where that belongs a rip that belongs elsewhere.
+    s.jump[slot][jump_index(cython.cast(uint64_t, -1))].not_rip = cython.cast(uint64_t, -1)
+
+
+def note_jump(s, va):
+    """Remember that the page of ``va`` has an entry in a jump cache."""
+    s.jump_pages[(va >> 18) & 15] |= cython.cast(uint64_t, 1) << ((va >> 12) & 63)
+
+
+def has_jumps(s, va):
+    """May the page of ``va`` have entries in a jump cache?"""
+    return (s.jump_pages[(va >> 18) & 15] >> ((va >> 12) & 63)) & 1 != 0
 
 
 def tlb_init(s):
@@ -435,9 +449,6 @@ def tlb_flush_page(s, va):
     index: uint64_t = (va >> 12) & (TLB_SIZE - 1)
     page: uint64_t = va - (va & PAGE_OFFSET)
     mode: cython.int
-    slot: cython.int
-    i: uint32_t
-    before: uint64_t
     t: cython.pointer[TlbEntry]
     if maybe_large(s, va, 30):
         flush_region(s, va, 30)
@@ -449,14 +460,9 @@ def tlb_flush_page(s, va):
         t = cython.address(s.tlb[mode][index])
         if t.read_tag == page:
             clear_entry(t, index)
-    # A jump's slot is chosen by bits 0-6 and 12-16 of its rip. A block that begins on the page before may end on this.
-    before = page - PAGE
-    for slot in range(MODE_SLOTS):
-        if s.jump_dirty[slot]:
-            for i in range(128):
-                s.jump[slot][((page >> 12) & 31) * 128 + i].not_rip = 0
-                s.jump[slot][((before >> 12) & 31) * 128 + i].not_rip = 0
-            close_last_jump(s, slot)
+    # A block that begins on the page before may end on this one.
+    if has_jumps(s, page) or has_jumps(s, page - PAGE):
+        clear_jumps(s)
 
 
 def tlb_protect(e, gpa):

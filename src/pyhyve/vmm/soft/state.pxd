@@ -155,6 +155,7 @@ cdef enum:
     TLB_LOCALS = 128
     JUMP_BITS = 12
     JUMP_SIZE = 4096
+    JUMP_FOLD = 5        # an entry's index is the low bits of its rip plus rip rotated right by this
     MODE_SLOTS = 8
 
     # CpuState.mode: everything that the meaning of a code byte depends on (see system.update_mode).
@@ -401,6 +402,7 @@ cdef struct CpuState:
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]
+    uint64_t jump_pages[16]          # filter of the pages (by number, modulo 1024) that have entries in a jump cache
     uint64_t tlb_large[2][8]         # [global]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
     uint32_t tlb_locals[3]           # how many entries of tlb_local are filled; TLB_LOCALS + 1: too many
     uint16_t tlb_local[3][128]       # indices of the entries that are not global
@@ -437,6 +439,11 @@ cdef inline void set_rflags(CpuState *s, uint64_t value) noexcept nogil:
     s.flags_system = value & FLAGS_SYSTEM
     s.iff = (value >> 9) & 1
     s.df = (value >> 10) & 1
+
+
+cdef inline uint32_t jump_index(uint64_t rip) noexcept nogil:
+    """Where the jump caches have the entry of a linear address."""
+    return <uint32_t>(rip + ((rip >> JUMP_FOLD) | (rip << (64 - JUMP_FOLD)))) & (JUMP_SIZE - 1)
 
 
 cdef inline int raise_fault(CpuState *s, uint8_t vector, bint has_error, uint32_t error) noexcept nogil:
