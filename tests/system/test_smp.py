@@ -1,4 +1,4 @@
-"""Debian's kernel on several vCPUs: it starts them all, works on them at once, and takes them away and brings them back."""
+"""Debian's kernel on several vCPUs: it starts them all, works on them at once, takes one away and brings it back."""
 
 import shutil
 import subprocess
