@@ -25,13 +25,14 @@ from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.config import Config
 from pyhyve.errors import BackendError, ConfigError, Status
-from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
+from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciInterrupt, PciRoot
 from pyhyve.hw import xmsr
 from pyhyve.hw.chipset.elcr import Elcr
 from pyhyve.hw.chipset.hpet import Hpet
 from pyhyve.hw.chipset.i8042 import I8042
 from pyhyve.hw.chipset.ioapic import Ioapic
 from pyhyve.hw.chipset.irqchip import wire
+from pyhyve.hw.chipset.legacy_irq import LegacyIrqs
 from pyhyve.hw.chipset.pic import Pic
 from pyhyve.hw.chipset.pit import Pit
 from pyhyve.hw.chipset.pm import Pm
@@ -48,14 +49,14 @@ from pyhyve.lifecycle import Stateful
 from pyhyve.loader import load
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
-from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_topology, read_uuid
+from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_smbios, read_topology, read_uuid
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
 from pyhyve.vmm.cpuid import Topology, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
-TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ = 0, 1, 8, 9
+TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 0, 1, 8, 9, 12
 NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
 
@@ -285,7 +286,9 @@ class Machine:
             doorbells=self.vm,
             power=self.power,
         )
-        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level))
+        taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
+        irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
+        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level, irqs))
         self._closing.callback(self.pci.close)
         self.pci.attach()
         for address in read_slots(self.config):
@@ -318,17 +321,21 @@ class Machine:
                 raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
         lasts = [*(bus - 1 for bus in roots[1:]), 255]
         lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") == "lpc"]
+        interrupts = {
+            PciInterrupt(r.address.bus, r.address.device, r.pin, r.pirq, r.gsi, r.irq) for r in self.pci.routes()
+        }
         described = firmware.Platform(
             name=self.name,
             cpus=topology.cpus,
             sockets=topology.sockets,
             threads_per_core=topology.threads,
             uuid=read_uuid(self.config),
+            strings=read_smbios(self.config),
             pci_roots=tuple(
                 PciRoot(bus, last, DEFAULT_WINDOWS if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)
             ),
-            pci_interrupts=pci_interrupts((r.address.bus, r.address.device, r.pin) for r in self.pci.routes()),
+            pci_interrupts=tuple(sorted(interrupts)),
             lpc=(lpc[0].device, lpc[0].function) if lpc and lpc[0].bus == 0 else None,
             com=tuple(int(name.removeprefix("com")) for name in COM_PORTS if name in self.parts),
         )

@@ -93,6 +93,13 @@ class PciFunction:
     def set_multi_function(self) -> None:
         """Say in the header that the slot has more functions."""
         self.config.set(Offset.HEADER_TYPE, 1, self.config.get(Offset.HEADER_TYPE, 1) | MULTI_FUNCTION)
+        self.keep_as_initial()
+
+    def routed(self) -> None:
+        """Every function is placed and its interrupt routed. For the bridge that shows the routing."""
+
+    def keep_as_initial(self) -> None:
+        """The configuration as it is now is what ``reset`` goes back to."""
         self._initial = self.config.save()
 
     def read_config(self, offset: int, size: int) -> int:

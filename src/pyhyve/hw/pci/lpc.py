@@ -28,10 +28,17 @@ class Lpc(PciFunction):
     def connect(self, bus: PciBus, address: PciAddress, pin: IntxPin | None) -> None:
         """Show the interrupt routing."""
         self._routing = bus.intx
-        for pirq in range(PIRQS):
-            self.config.set(PIRQ_OFFSETS[pirq], 1, bus.intx.register(pirq))
-            self.config.allow(PIRQ_OFFSETS[pirq], 1, 0x8F)
+        for offset in PIRQ_OFFSETS:
+            self.config.allow(offset, 1, 0x8F)
         super().connect(bus, address, pin)
+        self.routed()
+
+    def routed(self) -> None:
+        """Show the routing registers; a function placed after the bridge may have given one its interrupt."""
+        if self._routing is not None:
+            for pirq in range(PIRQS):
+                self.config.set(PIRQ_OFFSETS[pirq], 1, self._routing.register(pirq))
+            self.keep_as_initial()
 
     def config_written(self, offset: int, size: int) -> None:
         """Route again what the guest routed."""
