@@ -29,7 +29,10 @@ class MsrBus:
     def register(
         self, index: int, read: Callable[[], int] | None, write: Callable[[int], None] | None, name: str
     ) -> None:
-        """Answer for MSR ``index``; without ``read`` or ``write`` that access is nobody's. Raises ``ValueError`` if somebody does already."""
+        """Answer for MSR ``index``; without ``read`` or ``write`` that access is nobody's.
+
+        Raises ``ValueError`` if somebody does already.
+        """
         if index in self._registers:
             raise ValueError(f"msr {index:#x} of {name} belongs to {self._registers[index].name}")
         self._registers[index] = Msr(read, write, name)
