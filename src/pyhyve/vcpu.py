@@ -249,7 +249,7 @@ class Vcpu:
         return _CONTINUE
 
     def _inst_emul_failed(self, exit_: exits.InstEmulFailed) -> Verdict:
-        complain(f"Failed to emulate instruction at {exit_.rip:#x}")
+        complain(f"Failed to emulate instruction at {exit_.rip:#x}" + (f": {exit_.detail}" if exit_.detail else ""))
         return Verdict.ABORT
 
     def _rdmsr(self, exit_: exits.RdMsr) -> Verdict:
