@@ -438,6 +438,8 @@ class VcpuSet:
         """A guest's INIT-SIPI: start another vCPU in real mode."""
         if index in self.active:
             raise BackendError(f"vcpu {index} is already active", Status.ERROR)
+        if not 0 <= index < len(self.vcpus):
+            raise BackendError(f"vcpu {index} does not exist", Status.ERROR)
         start_at_sipi(self.vcpus[index].cpu, vector)
         self.add(index)
 
