@@ -1,4 +1,4 @@
-"""Every exit through a whole machine, on both backends: what the guest gets, what is said, what is counted, the status."""
+"""Every exit through a whole machine, on both backends: what the guest gets, what is said and counted, the status."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_an_instruction_that_cannot_be_decoded_is_named(backend, capfd):
 def test_halts_are_counted_if_they_exit(backend):
     run = Run("sti\n hlt\n", backend, end_after_ns=50_000_000, **{"x86.vmexit_on_hlt": True})
     assert run.status == Status.POWER_OFF
-    if not backend.name == "kvm":  # a vCPU that halts sleeps inside KVM
+    if backend.name != "kvm":  # a vCPU that halts sleeps inside KVM
         assert run.stats["hlt"] == 1
 
 
