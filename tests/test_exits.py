@@ -86,6 +86,48 @@ def test_strict_io_lets_every_port_of_the_board_through(backend):
     assert Run(kernel, backend, **{"x86.strictio": True}).status == Status.POWER_OFF
 
 
+READ_ELCR = """
+.macro read_elcr to
+    mov $0x4d1, %dx
+    inb %dx, %al
+    mov %al, %ah
+    mov $0x4d0, %dx
+    inb %dx, %al
+    mov %eax, \\to
+.endm
+"""
+
+
+def test_the_sci_is_level_triggered_in_the_elcr_and_a_guest_may_set_more(backend):
+    kernel = """
+    read_elcr 0x90000
+    out8 0x4d0, 0xff
+    out8 0x4d1, 0xff
+    read_elcr 0x90004
+    power_off
+    """
+    before, after = (word & 0xFFFF for word in Run(READ_ELCR + kernel, backend).words[:2])
+    assert before == 1 << 9
+    assert after == 0xDEF8, "timer, keyboard, cascade, clock and FPU stay edge triggered"
+
+
+def test_a_legacy_slot_has_its_interrupt_in_configuration_space_and_in_the_elcr(backend):
+    kernel = """
+    mov $0xcf8, %dx
+    mov $0x8000183c, %eax
+    outl %eax, %dx
+    mov $0xcfc, %dx
+    inl %dx, %eax
+    mov %eax, 0x90000
+    read_elcr 0x90004
+    power_off
+    """
+    variables = {"pci.0.3.0.device": "hostbridge", "pci.0.3.0.legacy": "true"}
+    line, level = (word & 0xFFFF for word in Run(READ_ELCR + kernel, backend, **variables).words[:2])
+    assert line == 1 << 8 | 5, "INTA, interrupt 5"
+    assert level == 1 << 9 | 1 << 5
+
+
 @pytest.mark.parametrize(
     "write", ["out8 0x64, 0xfe", "out16 0x64, 0x12fe", "out8 0xcf9, 6", "out8 0xcf9, 0xe", "out8 0x92, 1"]
 )

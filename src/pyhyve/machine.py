@@ -265,13 +265,14 @@ class Machine:
         for chip in (self.pm, keyboard, timer, reset, post):
             chip.attach(self.pio)
         self.parts.update(rtc=rtc, hpet=hpet, pm=self.pm, i8042=keyboard, pmtmr=timer, reset=reset, post=post)
-        self._make_level: Callable[[int], None] | None = None
-        if self.pic is not None:
+        if self.pic is None:
+            self._make_level = self.vm.make_level
+        else:
             elcr = Elcr(self.pic.set_elcr)
             elcr.attach(self.pio)
-            elcr.set_level(SCI_IRQ)
             self._make_level = elcr.set_level
             self.parts["elcr"] = elcr
+        self._make_level(SCI_IRQ)
         self.notification = HostNotification()
         self.notification.attach(self.pio)
 

@@ -1,4 +1,4 @@
-"""What Linux makes of the firmware's tables, and of the machine without them: SMBIOS, ACPI in PIC mode, no ACPI at all."""
+"""What Linux makes of the firmware's tables, and of a machine without: SMBIOS, ACPI in PIC mode, no ACPI at all."""
 
 import signal
 

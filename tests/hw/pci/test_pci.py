@@ -204,6 +204,13 @@ def test_shared_pirq_is_held_by_both(rig: Rig) -> None:
     assert not rig.lines.level(16)
 
 
+def test_a_legacy_function_has_an_interrupt_line(rig: Rig) -> None:
+    rig.bus.create(PciAddress(0, 5, 0), "hostbridge", {"legacy": "true"})
+    rig.bus.create(PciAddress(0, 6, 0), "hostbridge", {})
+    assert (rig.get(5, PIN, 1), rig.get(6, PIN, 1)) == (1, 0)
+    assert PciAddress(0, 5, 0) in [route.address for route in rig.bus.routes()]
+
+
 def test_only_links_in_use_are_routed_and_each_to_the_interrupt_with_the_fewest_users() -> None:
     """bhyve's order: board devices first, then a link at a time, the lowest of the least used."""
     lines = Lines()
