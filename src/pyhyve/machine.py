@@ -337,7 +337,7 @@ class Machine:
                 for bus, last in zip(roots, lasts, strict=True)
             ),
             pci_interrupts=tuple(sorted(interrupts)),
-            lpc=(lpc[0].device, lpc[0].function) if lpc and lpc[0].bus == 0 else None,
+            lpc=(lpc[0].device, lpc[0].function) if lpc else None,
             com=tuple(int(name.removeprefix("com")) for name in COM_PORTS if name in self.parts),
         )
         acpi, mptable = self.config.get_bool("acpi_tables"), self.config.get_bool("x86.mptable")
