@@ -231,6 +231,21 @@ def test_pauses_are_counted_if_they_exit(asked):
     assert run.stats["pause"] == (3 if asked else 0)
 
 
+# SPINDOWN_CPU
+
+
+def test_an_init_message_to_the_only_cpu_takes_it_out_and_that_is_a_reset():
+    """KVM keeps such a CPU to itself; on the engine it leaves, and nobody is left."""
+    kernel = """
+    movl $0x1ff, 0xfee000f0
+    movl $0, 0xfee00310
+    movl $0x4500, 0xfee00300
+0:  jmp 0b
+    """
+    run = Run(kernel, find_backend("soft"), end_after_ns=5_000_000_000, **{"x86.x2apic": False})
+    assert run.status == Status.RESET
+
+
 def test_every_counter_of_bhyve_is_there(backend):
     names = "bogus bogus-switch hlt pause mtrap inst-emul cpu-switch-rotate cpu-switch-direct io-reset"
     assert set(names.split()) <= set(Run("power_off\n", backend).stats)

@@ -36,7 +36,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield build(find_backend(request.param).name, stack)
 
 
-def build(backend: str, stack: ExitStack) -> Machine:
+def build(backend: str, stack: ExitStack, kernel: str = kernels.SPIN) -> Machine:
     """Each serial port is a terminal at which nobody reads."""
     terminals = {}
     for number in (1, 2, 3, 4):
@@ -54,7 +54,7 @@ def build(backend: str, stack: ExitStack) -> Machine:
                 "pci.0.4.0.device": "amd_hostbridge",
                 "pci.0.31.0.device": "lpc",
                 "acpi_tables": True,
-                "boot.kernel": kernels.build(kernels.SPIN),
+                "boot.kernel": kernels.build(kernel),
                 **terminals,
             }
         )
@@ -206,6 +206,86 @@ def test_nonsense_does_not_grow(machine: Machine) -> None:
     fuzzer.run(4000)
     gc.collect()
     assert len(gc.get_objects()) - before < 200
+
+
+NONSENSE = """
+.equ MULTIPLIER, 0x41c64e6d
+    mov $SEED, %ebx
+    mov $COUNT, %ebp
+next:
+    imul $MULTIPLIER, %ebx
+    add $12345, %ebx
+    mov %ebx, %edx
+    shr $13, %edx
+    and $0xffff, %edx
+    test $0x8, %ebx
+    jz 2f
+    and $0x4ff, %edx        # half of them where the chips are
+2:  cmp $0x60, %edx         # the keyboard controller and port 0x92 reset
+    jb 3f
+    cmp $0x64, %edx
+    jbe memory
+3:  cmp $0x8f, %edx
+    jb 4f
+    cmp $0x92, %edx
+    jbe memory
+4:  cmp $0x401, %edx        # sleep
+    jb 5f
+    cmp $0x405, %edx
+    jbe memory
+5:  mov %ebx, %eax
+    ror $7, %eax
+    test $0x10, %ebx
+    jz reads
+    test $0x20, %ebx
+    jz 6f
+    out %al, %dx
+    jmp memory
+6:  test $0x40, %ebx
+    jz 7f
+    out %ax, %dx
+    jmp memory
+7:  cmp $0xcf6, %edx        # a wide write before 0xcf9 reaches it
+    jb 8f
+    cmp $0xcf9, %edx
+    jbe memory
+8:  out %eax, %dx
+    jmp memory
+reads:
+    test $0x20, %ebx
+    jz 9f
+    in %dx, %al
+    jmp memory
+9:  in %dx, %eax
+memory:
+    mov %ebx, %esi
+    shr $9, %esi
+    and $0x3f8, %esi
+    test $0x80, %ebx
+    jz 10f
+    mov %ebx, 0xfed00000(%esi)
+    movb %bl, 0xfed00003(%esi)
+10: orw %bx, 0xfed00000(%esi)
+    dec %ebp
+    jnz next
+    power_off
+"""
+
+
+@pytest.mark.parametrize("backend", ["kvm", "soft"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_guest_that_talks_nonsense_to_its_ports_goes_on_to_its_end(
+    backend: str, seed: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Real accesses, with what a backend answers itself and with string and read-modify-write forms among them."""
+    with ExitStack() as stack:
+        count = 20000 if backend == "soft" else 5000
+        kernel = f".equ SEED, {seed * 0x9E3779B9 & 0xFFFFFFFF:#x}\n.equ COUNT, {count}\n{NONSENSE}"
+        machine = build(find_backend(backend).name, stack, kernel)
+        machine.start()
+        assert machine.wait() == 1, machine.message
+        assert machine.stats()["vcpu0.inout"] > count // 10
+    assert capfd.readouterr().err == ""
 
 
 def test_a_guest_that_asks_for_every_end_at_once_gets_the_first(machine: Machine) -> None:

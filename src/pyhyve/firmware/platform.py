@@ -146,7 +146,7 @@ class Platform:
     """CMOS address of the century."""
 
     board_ports: tuple[tuple[int, int], ...] = field(
-        default=((0x61, 1), (0x84, 1), (0x92, 1), (0xB2, 2), (0x400, 8), (0x408, 4), (0x4D0, 2))
+        default=((0x61, 1), (0x84, 1), (0x92, 1), (0xB2, 2), (0x400, 8), (0x408, 4), (0x488, 1), (0x4D0, 2))
     )
     """First port and count of what the board itself answers, so that a guest gives them to nobody else."""
 
