@@ -175,6 +175,19 @@ def test_every_address_of_every_chip_takes_every_size(machine: Machine) -> None:
     fuzzer.serve_timers()
 
 
+def test_an_access_across_the_end_of_a_chip_reaches_it_and_finds_ones_behind(machine: Machine) -> None:
+    for r in machine.mmio.ranges():
+        for size in (2, 4, 8):
+            half = size // 2
+            assert machine.mmio.write(r.end - half, size, (1 << 8 * size) - 1)
+            answer = machine.mmio.read(r.end - half, size)
+            assert answer is not None
+            assert answer >> 8 * half == (1 << 8 * half) - 1, f"{r.name}, {size} bytes"
+            before = machine.mmio.read(r.gpa - half, size)
+            assert before is not None
+            assert before & (1 << 8 * half) - 1 == (1 << 8 * half) - 1, f"{r.name}, {size} bytes"
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nonsense_leaves_a_machine_that_can_be_saved_restored_and_reset(machine: Machine, seed: int) -> None:
     fuzzer = Fuzzer(machine, seed)
