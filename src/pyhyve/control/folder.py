@@ -320,6 +320,10 @@ class Folder:
         """The guest starts to run, or another one is loaded: it cannot be started from here again."""
         self._do(lambda: (self.path / _REGISTERS).unlink(missing_ok=True))
 
+    def drop_memory(self) -> None:
+        """Give the memory back: no guest could be put into it."""
+        self._do(lambda: (self.path / _MEMORY).unlink(missing_ok=True))
+
     # -- files --
 
     def _read(self, name: str) -> dict[str, Any] | None:

@@ -23,12 +23,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyhyve.control import state
 from pyhyve.control.folder import VmError
 from pyhyve.errors import PyhyveError, Status
+from pyhyve.settings import read_topology
+from pyhyve.vmm.api import ApicMode
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.registers import Reg, Segment, SegmentName, Table
 
@@ -69,6 +72,7 @@ class Requests:
         self.quick: dict[str, Handler] = {
             "info": self._info,
             "stats": self._stats,
+            "exits": self._exits,
             "cpus": self._cpus,
             "nmi": self._nmi,
             "reset": lambda _: self._end(SuspendReason.RESET),
@@ -82,6 +86,7 @@ class Requests:
             "registers": self._registers,
             "set_registers": self._set_registers,
             "suspend": self._suspend,
+            "set_x2apic": self._set_x2apic,
         }
         """Answered in a thread that may wait for the vCPUs."""
 
@@ -100,10 +105,14 @@ class Requests:
             "wired": machine.config.get_bool("memory.wired", False),
             "uptime": time.monotonic() - self.started,
             "suspended": machine.vcpus.paused,
+            "topology": asdict(read_topology(machine.config)),
         }
 
     def _stats(self, _arguments: Arguments) -> dict[str, Any]:
         return dict(self.machine.stats())
+
+    def _exits(self, _arguments: Arguments) -> dict[str, Any]:
+        return {str(vcpu.index): vcpu.counters.named() for vcpu in self.machine.vcpus.vcpus}
 
     def _cpus(self, _arguments: Arguments) -> dict[str, Any]:
         active = sorted(self.machine.vcpus.active)
@@ -155,6 +164,12 @@ class Requests:
                 cpu.set_table(name, Table(**table))
             for name, segment in wanted["segments"].items():
                 cpu.set_segment(SegmentName(name), Segment(**segment))
+        return {}
+
+    def _set_x2apic(self, arguments: Arguments) -> dict[str, Any]:
+        cpu = self._cpu(arguments)
+        with self.machine.vcpus.held():
+            cpu.set_apic_mode(ApicMode.X2APIC if arguments.get("on") else ApicMode.XAPIC)
         return {}
 
     def _cpu(self, arguments: Arguments) -> VirtualCpu:
