@@ -24,15 +24,16 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pyhyve.control.state import Plain, StateError, checked
 from pyhyve.errors import PyhyveError
+
+if TYPE_CHECKING:
+    from pyhyve.control.state import Plain
 
 ENVIRONMENT = "PYHYVE_RUNTIME_DIR"
 SOCKET_PATH_MAX = 107
@@ -205,6 +206,8 @@ class Folder:
 
     def remove(self) -> None:
         """Take the machine away; it must be held, and is released."""
+        import shutil  # here, since bhyvectl has to answer quickly
+
         grave = self.path.with_name(f"{_REMOVED}-{os.getpid()}-{self.name}")
         try:
             os.rename(self.path, grave)
@@ -311,6 +314,8 @@ class Folder:
         if found is None:
             return None
         found.pop("version")
+        from pyhyve.control.state import StateError, checked
+
         try:
             return checked(found)
         except StateError as error:

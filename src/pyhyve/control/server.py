@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 LINE_MAX = 1 << 16
 CLIENTS_MAX = 32
-_BACKLOG = 16
+_BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")
 _APIC_BASE = 0x1B
 _APIC_BASE_X2APIC = 1 << 10
@@ -189,6 +189,8 @@ class _Client:
         self.to_send = bytearray()
         self.waiting = False
         """A request is with the thread; the next line waits for its answer."""
+        self.ended = False
+        """Nothing more comes; what came is still answered."""
         self.last = False
         """Hang up when everything is sent."""
         self.closed = False
@@ -264,10 +266,9 @@ class ControlServer:
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
             self._close(client)
             return
+        client.ended = not data
         if not client.last:
             client.received += data
             self._advance(client)
@@ -279,6 +280,8 @@ class ControlServer:
             if len(line) > LINE_MAX or (not newline and len(line) == LINE_MAX):
                 self._fail(client, f"a request has at most {LINE_MAX} bytes", last=True)
             elif not newline:
+                if client.ended:
+                    self._close(client)
                 break
             else:
                 client.received = rest
@@ -289,7 +292,7 @@ class ControlServer:
         """Hear from the client again when it has its answers: what it sends meanwhile stays with the kernel."""
         if client.closed or self._loop is None:
             return
-        if client.waiting or (client.to_send and len(client.received) > LINE_MAX):
+        if client.ended or client.waiting or (client.to_send and len(client.received) > LINE_MAX):
             self._loop.remove_reader(client.fd)
         else:
             self._loop.add_reader(client.fd, lambda: self._readable(client))
