@@ -252,14 +252,13 @@ requests = st.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(requests, max_size=6), st.booleans())
 def test_it_survives_whatever_is_sent(endless, messages, reads):
-    with endless.connect() as plain:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            for message in messages:
-                plain.sendall(message)
-            if reads:
-                plain.shutdown(socket.SHUT_WR)
-                for answer in answers(read_all(plain)):
-                    assert set(answer) in ({"ok", "result"}, {"ok", "error"})
+    with endless.connect() as plain, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for message in messages:
+            plain.sendall(message)
+        if reads:
+            plain.shutdown(socket.SHUT_WR)
+            for answer in answers(read_all(plain)):
+                assert set(answer) in ({"ok", "result"}, {"ok", "error"})
     with Connection("endless") as vm:
         assert vm.call("echo", a=1)["a"] == 1
 

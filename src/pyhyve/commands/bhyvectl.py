@@ -102,8 +102,13 @@ class Running:
         return info["low_memory"], info["high_memory"], info["wired"]
 
     def destroy(self) -> None:
+        from pyhyve.control.folder import Folder
+
+        folder = Folder(self.connection.name)
         self.call("destroy")
         self.connection.wait_closed()
+        if folder.wait_free():  # its process was killed on the way
+            Resting(folder.name).destroy()
 
 
 class Resting:

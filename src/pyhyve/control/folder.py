@@ -198,6 +198,18 @@ class Folder:
         process = f"process {pid}" if isinstance(pid, int) else "another process"
         return f"the virtual machine '{self.name}' is in use by {process}"
 
+    def wait_free(self) -> bool:
+        """Wait until nobody holds the machine; whether it is still there."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return self._is(descriptor)
+        finally:
+            os.close(descriptor)
+
     def release(self) -> None:
         """Let others hold the machine. Idempotent."""
         if self._lock >= 0:
