@@ -14,6 +14,7 @@ from pyhyve.memory import GuestMemory
 from tests import kernels
 from tests.commands.named import boot, call, load, machines, run, running
 from tests.conftest import find_backend
+from tests.loader.disk import images
 from tests.loader.images import bzimage
 
 
@@ -280,3 +281,69 @@ def test_a_killed_machine_without_a_load_is_loaded_anew(backend):
 def test_wiring_is_remembered():
     load(kernels.POWER_OFF, "vm0", "-S")
     assert " wired" in call("bhyvectl", "--vm=vm0", "--get-lowmem").stdout
+
+
+# -- from a directory or a disk --
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A guest's files: a kernel that powers off, and the boot configuration that names it."""
+    kernel = Path(kernels.build(kernels.POWER_OFF)).read_bytes()
+    config = "menuentry 'Tiny' {\n linux /boot/vmlinuz-1 quiet\n}\n"
+    return images.write(tmp_path / "root", {"boot/vmlinuz-1": kernel, "boot/grub/grub.cfg": config})
+
+
+def test_a_directory_names_its_kernel(installed, backend):
+    done = call("bhyveload", "-m", "16M", "-h", installed, "vm0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"loaded Tiny: {installed}:boot/vmlinuz-1\n", "")
+    assert run(backend).stdout == "hello\n"
+
+
+@pytest.mark.parametrize("kind", ["ext4", "fat", "mbr"])
+def test_a_disk_names_its_kernel(kind, installed, tmp_path):
+    if kind == "fat":
+        disk = images.fat(tmp_path / "disk", installed, 16, 16 << 20)
+    else:
+        disk = images.ext(tmp_path / "disk", installed, "ext4", 8 << 20)
+    if kind == "mbr":
+        disk = images.disk(tmp_path / "whole", "dos", [(disk, "83")])
+    done = call("bhyveload", "-m", "16M", "-d", disk, "vm0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"loaded Tiny: {disk}:boot/vmlinuz-1\n", "")
+    assert run("auto").stdout == "hello\n"
+
+
+def test_what_the_command_line_says_wins_over_the_configuration(installed, tmp_path):
+    (tmp_path / "initrd").write_bytes(b"another disk")
+    done = call("bhyveload", "-m16M", "-h", installed, "-C", "debug", "-i", tmp_path / "initrd", "vm0")
+    assert done.returncode == 0
+    folder = Folder("vm0")
+    memory = GuestMemory(folder.memory_size, fd=folder.open_memory())
+    data = memory.read(0, memory.size)
+    memory.close()
+    assert b"debug\0" in data
+    assert b"quiet\0" not in data
+    assert b"another disk" in data
+
+
+def test_messages_name_the_guests_own_files(installed):
+    (installed / "boot/vmlinuz-1").write_text("no kernel")
+    done = call("bhyveload", "-m", "16M", "-h", installed, "vm0")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"bhyveload: kernel {installed}:boot/vmlinuz-1 is not a kernel")
+    assert machines() == []
+
+
+def test_the_console_is_told_what_is_loaded(installed):
+    ours, theirs = os.openpty()
+    try:
+        done = call("bhyveload", "-m", "16M", "-c", os.ttyname(theirs), "-h", installed, "vm0")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert os.read(ours, 1000).startswith(b"loaded Tiny: ")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    done = call("bhyveload", "-m", "16M", "-c", "/nowhere", "-h", installed, "vm1")
+    assert done.returncode == 64
+    assert done.stderr == "bhyveload: cannot write to console /nowhere: No such file or directory\n"
+    assert machines() == ["vm0"]
