@@ -162,6 +162,18 @@ def test_names_are_the_folders():
     assert names() == ["a", "b"]
 
 
+def test_a_free_name_is_nobodys():
+    assert module.free_name("guest") == "guest"
+    with Folder("guest").claim(create=True) as first:
+        first.set(transient=True)
+        assert module.free_name("guest") == "guest-2"
+        with Folder("guest-2").claim(create=True) as second:
+            second.set(transient=False)  # bhyveload's
+            assert module.free_name("guest") == "guest-3"
+        assert module.free_name("guest") == "guest-3"
+    assert module.free_name("guest") == "guest"  # of a process that was killed
+
+
 def test_memory_is_reserved_and_zero():
     with Folder("vm0").claim(create=True) as folder:
         fd = folder.make_memory(1 << 20)

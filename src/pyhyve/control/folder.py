@@ -26,6 +26,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -121,6 +122,21 @@ def check_name(name: str) -> str:
 def names() -> list[str]:
     """The names of this user's machines, sorted."""
     return sorted(entry.name for entry in os.scandir(machines_directory()) if _is_machine(entry))
+
+
+def free_name(base: str) -> str:
+    """``base``, or ``base-2`` and so on: the first name that no machine has, but for one whose process was killed."""
+    for number in count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        try:
+            with Folder(name).claim() as folder:
+                if folder.settings().get("transient", True):
+                    return name
+        except NoSuchVm:
+            return name
+        except Busy:
+            pass
+    raise AssertionError  # count has no end
 
 
 def _is_machine(entry: os.DirEntry[str]) -> bool:
