@@ -1,8 +1,8 @@
-"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``doctor`` looks at the host.
+"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``list`` and ``doctor`` look around.
 
-Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room (``image``,
-``doctor``). The status of ``run`` is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple
-fault. Anything that went wrong on this side is 4 or more.
+Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room. The status of ``run``
+is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple fault. Anything that went wrong on
+this side is 4 or more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pyhyve.config import Config, parse_memsize
 from pyhyve.errors import PyhyveError, Status, UsageError
 
 IMAGES = ("debian",)
+DEFAULT_NAME = "guest"
 DEFAULT_MEMORY = "512M"
 DEFAULT_CMDLINE = "console=ttyS0"
 
@@ -60,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     image.add_argument("image", choices=IMAGES, help="what to build it from")
     image.add_argument("--refresh", action="store_true", help="look for newer packages")
     image.set_defaults(action=command_image)
+
+    machines = commands.add_parser("list", help="show the named machines", description="Show your named machines.")
+    machines.set_defaults(action=command_list)
 
     doctor = commands.add_parser(
         "doctor", help="what this host offers and what is missing", description="Look at this host, change nothing."
@@ -116,7 +120,7 @@ def run_config(args: argparse.Namespace) -> Config:
     if not args.cpus.isdigit() or int(args.cpus) < 1:
         raise UsageError(f"invalid number of CPUs '{args.cpus}'")
     values: dict[str, object] = {
-        "name": words[0] if words else image or "guest",
+        "name": words[0] if words else image or DEFAULT_NAME,
         "memory.size": args.memory,
         "cpus": args.cpus,
         "vmm.backend": args.backend,
@@ -143,6 +147,11 @@ def run_config(args: argparse.Namespace) -> Config:
 def command_run(args: argparse.Namespace) -> int:
     """``pyhyve run``."""
     config = run_config(args)
+    default = config.get("image") or DEFAULT_NAME
+    if config.require("name") == default:
+        from pyhyve.control.folder import free_name
+
+        config.set("name", free_name(default))
     if config.get("image"):
         from pyhyve.images.debian import build_debian
 
@@ -166,6 +175,14 @@ def command_image(args: argparse.Namespace) -> int:
     with _progress() as show:
         guest = build_debian(show, refresh=args.refresh)
     print(f"version {guest.version}\nkernel  {guest.kernel}\ninitrd  {guest.initrd}")
+    return 0
+
+
+def command_list(_args: argparse.Namespace) -> int:
+    """``pyhyve list``: this user's machines, loaded and running."""
+    from pyhyve.commands.list import table
+
+    print(table())
     return 0
 
 
