@@ -80,6 +80,8 @@ EXIT_CODES: Mapping[type[Exit], int] = {
     exits.Debug: 21,
 }
 GENERAL_PROTECTION = 13
+LEAVING_S = 5.0
+"""How long a vCPU may take to leave the active set before it is started again."""
 # Signals that the main thread answers; a vCPU thread must not be the one that the kernel picks for them.
 MAIN_THREAD_SIGNALS = frozenset(
     {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH, signal.SIGCHLD, signal.SIGTSTP}
@@ -435,9 +437,15 @@ class VcpuSet:
             return bool(self._active)
 
     def spin_up(self, index: int, vector: int) -> None:
-        """A guest's INIT-SIPI: start another vCPU in real mode."""
-        if index in self.active:
-            raise BackendError(f"vcpu {index} is already active", Status.ERROR)
+        """A guest's INIT-SIPI: start another vCPU in real mode.
+
+        One that still runs has had its INIT and is on its way out of the active set.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: index not in self._active or self._result is not None, LEAVING_S):
+                raise BackendError(f"vcpu {index} is already active", Status.ERROR)
+            if self._result is not None:
+                return
         start_at_sipi(self.vcpus[index].cpu, vector)
         self.add(index)
 
