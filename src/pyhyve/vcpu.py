@@ -24,7 +24,6 @@ from pyhyve.errors import BackendError, PyhyveError, Status
 from pyhyve.vmm import exits
 from pyhyve.vmm.api import VirtualCpu
 from pyhyve.vmm.exits import Exit, SuspendReason
-from pyhyve.vmm.registers import Access, Reg, Segment, SegmentName, Table
 
 
 class Verdict(Enum):
@@ -340,30 +339,6 @@ class Vcpu:
         return Verdict.ABORT
 
 
-# A processor after INIT (SDM Vol. 3A table 10-1), but for the start address that the SIPI brings.
-_INIT_REGISTERS: Mapping[Reg, int] = {
-    **dict.fromkeys((Reg.RAX, Reg.RBX, Reg.RCX, Reg.RSI, Reg.RDI, Reg.RBP, Reg.RSP), 0),
-    Reg.RFLAGS: 0x2,
-    Reg.RIP: 0,
-    Reg.CR0: 0x10,
-    Reg.CR3: 0,
-    Reg.CR4: 0,
-    Reg.EFER: 0,
-}
-_DATA_SEGMENT = Segment(0, 0, 0xFFFF, int(Access.PRESENT | Access.S) | 0x3)
-_CODE_ACCESS = int(Access.PRESENT | Access.S) | 0xB
-
-
-def start_at_sipi(cpu: VirtualCpu, vector: int) -> None:
-    """Put a vCPU where a start-up IPI sends it: real mode, CS base ``vector << 12``, IP 0 (SDM Vol. 3A §9.4.4.1)."""
-    cpu.set_registers(_INIT_REGISTERS)
-    for name in (SegmentName.DS, SegmentName.ES, SegmentName.FS, SegmentName.GS, SegmentName.SS):
-        cpu.set_segment(name, _DATA_SEGMENT)
-    cpu.set_segment(SegmentName.CS, Segment(vector << 8, vector << 12, 0xFFFF, _CODE_ACCESS))
-    cpu.set_table("gdtr", Table())
-    cpu.set_table("idtr", Table())
-
-
 @dataclass(slots=True)
 class _Thread:
     vcpu: Vcpu
@@ -446,7 +421,7 @@ class VcpuSet:
                 raise BackendError(f"vcpu {index} is already active", Status.ERROR)
             if self._result is not None:
                 return
-        start_at_sipi(self.vcpus[index].cpu, vector)
+        self.vcpus[index].cpu.start(vector)
         self.add(index)
 
     def end(self, status: int, message: str = "") -> None:

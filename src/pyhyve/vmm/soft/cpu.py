@@ -46,7 +46,6 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_deliverable,
     lapic_extint_enabled,
     lapic_next_deadline,
-    lapic_started,
     lapic_timer_expired,
 )
 from cython.cimports.pyhyve.vmm.soft.mmu import (
@@ -526,6 +525,8 @@ def start_other(s):
     while (s.sipi_targets >> target) & 1 == 0:
         target += 1
     s.sipi_targets &= s.sipi_targets - 1
+    if s.sipi_targets:
+        s.events |= PENDING_DRAIN
     return leave_with(s, EXIT_SIPI, target, s.engine.cpus[target].sipi_vector)
 
 
@@ -826,9 +827,6 @@ def cpu_run(s):
     if not fsgsbase_allowed():
         syscall(158, 0x1001, s)  # arch_prctl(ARCH_SET_GS)
     s.count_exits += 1
-    if s.down:
-        __atomic_exchange_n(cython.address(s.down), 0, 5)
-        lapic_started(s)
     start = native.rdtsc()
     start_running(s)
     native.xrstor(s.xsave, s.engine.xsave_mask)

@@ -39,6 +39,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_set_base,
     lapic_set_page,
     lapic_set_tpr,
+    lapic_started,
     timer_loop,
     timer_poke,
     wake,
@@ -129,6 +130,7 @@ from pyhyve.vmm.exits import (
 from pyhyve.vmm.registers import GENERAL, Reg, SegmentName, Table
 from pyhyve.vmm.registers import Segment as SegmentValue
 from pyhyve.vmm.soft import system
+from pyhyve.vmm.startup import start_at_sipi
 
 CODE_SIZE = 96 << 20
 LOW64 = 0xFFFFFFFFFFFFFFFF
@@ -550,6 +552,10 @@ class SoftCpu:
         if s.exit.size == 0:
             detail = f"no instruction can be fetched from guest-physical {s.exit.address:#x}"
         return EntryFailed(s.rip, 0, kind, s.exit.value, s.exit.address, 0, s.exit.size, detail)
+
+    def start(self, vector):
+        lapic_started(self.s)
+        start_at_sipi(self, vector)
 
     def answer(self, value):
         self.s.answer = value & 0xFFFFFFFFFFFFFFFF

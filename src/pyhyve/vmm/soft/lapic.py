@@ -93,10 +93,10 @@ def lapic_reset(s, init):
 
 
 def lapic_started(s):
-    """The vCPU begins to run behind a start-up IPI: the INIT before it is done. One that came behind it is still to be."""
-    __atomic_fetch_and(cython.address(s.pending), ~cython.cast(uint32_t, PENDING_INIT), ATOMIC)
-    if __atomic_load_n(cython.address(chip(s).waiting), ATOMIC):
-        __atomic_fetch_or(cython.address(s.pending), PENDING_INIT, ATOMIC)
+    """A start-up IPI sets the vCPU, which nobody runs, going: the INIT before it is done."""
+    __atomic_exchange_n(cython.address(s.pending), 0, ATOMIC)
+    s.events = 0
+    s.down = s.dead = 0
     lapic_reset(s, True)
 
 

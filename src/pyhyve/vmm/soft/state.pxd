@@ -330,6 +330,7 @@ cdef struct CpuState:
     uint32_t lock_wait               # waits for the code lock
     uint32_t down                    # not to run before a start-up IPI
     uint32_t dead                    # halted with interrupts off
+    uint32_t pauses                  # PAUSE instructions executed
     uint32_t alone                   # has the world stopped for the next instruction
     uint32_t sipi_targets            # vCPUs that this one has started and Python has not heard of yet
     uint32_t open_size               # a helper writes this many bytes at open_gpa, which may be code

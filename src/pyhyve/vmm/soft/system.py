@@ -135,6 +135,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     set_rflags,
     ud,
 )
+from cython.cimports.pyhyve.vmm.soft.threads import sched_yield
 
 from pyhyve.vmm.soft import announce
 
@@ -1058,6 +1059,11 @@ def pause(s, insn):
     if s.pause_exit:
         exit_to(s, EXIT_PAUSE, 0, 0, 0)
         return LEAVE
+    if s.engine.cpu_count > 1:
+        # A guest that waits for another vCPU: that may be waiting for this host CPU.
+        s.pauses += 1
+        if s.pauses & 31 == 0:
+            sched_yield()
     return DONE
 
 
