@@ -23,7 +23,7 @@ from pyhyve.bus.irq import IrqRouter
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
-from pyhyve.config import Config
+from pyhyve.config import Config, check_vm_name
 from pyhyve.errors import BackendError, ConfigError, Status
 from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
 from pyhyve.hw import xmsr
@@ -134,7 +134,7 @@ class Machine:
     ) -> None:
         config.freeze()
         self.config = config
-        self.name = config.require("name")
+        self.name = check_vm_name(config.require("name"))
         self.parts: dict[str, Stateful] = {}
         """Every chip and bus with state, by name."""
         self.vm: VirtualMachine
@@ -228,9 +228,9 @@ class Machine:
                 cpu.set_capability(Capability.ENABLE_INVPCID, True)
             cpu.set_apic_mode(mode)
             self.vcpus.vcpus.append(Vcpu(cpu, self.vcpus, around))
-            host_cpu = read_pinning(config, index)
-            if host_cpu is not None:
-                self.vcpus.pin(index, host_cpu)
+            host_cpus = read_pinning(config, index)
+            if host_cpus is not None:
+                self.vcpus.pin(index, host_cpus)
         table = shape(vm.supported_cpuid(), topology)
         vm.set_cpuid(table)
         xmsr.attach(self.msr, vendor(table))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 
-from pyhyve.config import Config, parse_memsize
+from pyhyve.config import Config, parse_cpuset, parse_memsize
 from pyhyve.errors import ConfigError, UsageError
 from pyhyve.hw.pci.bus import PciAddress
 from pyhyve.vmm.cpuid import Topology
@@ -18,7 +18,8 @@ def read_topology(config: Config) -> Topology:
     """``cpus``, ``sockets``, ``cores``, ``threads``; what is not given follows from the rest."""
     cores = config.get_int("cores", 1, minimum=1)
     threads = config.get_int("threads", 1, minimum=1)
-    cpus = config.get_int("cpus", minimum=1)
+    product = config.get_int("sockets", 1, minimum=1) * cores * threads
+    cpus = config.get_int("cpus", minimum=1) if "cpus" in config else product
     sockets = config.get_int("sockets", max(1, cpus // (cores * threads)), minimum=1)
     topology = Topology(sockets, cores, threads)
     if topology.cpus != cpus:
@@ -48,12 +49,16 @@ def read_uuid(config: Config) -> uuid.UUID | None:
         raise ConfigError(f"uuid: '{text}' is not a UUID") from None
 
 
-def read_pinning(config: Config, index: int) -> int | None:
-    """The host CPU that ``-p`` gives vCPU ``index``."""
-    if f"vcpu.{index}.cpuset" in config:
-        return config.get_int(f"vcpu.{index}.cpuset", minimum=0)
+def read_pinning(config: Config, index: int) -> frozenset[int] | None:
+    """The host CPUs that ``-p`` gives vCPU ``index``: its own list, or the one that follows from the first."""
+    text = config.get(f"vcpu.{index}.cpuset")
+    if text is not None:
+        try:
+            return frozenset(parse_cpuset(text))
+        except ValueError:
+            raise ConfigError(f"vcpu.{index}.cpuset: '{text}' is not a list of host CPUs, such as 0,2 or 4-7") from None
     if "vcpu.first_cpu" in config:
-        return config.get_int("vcpu.first_cpu", minimum=0) + index
+        return frozenset({config.get_int("vcpu.first_cpu", minimum=0) + index})
     return None
 
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from pyhyve.commands.bhyve import Help, Usage, parse, parse_slot
+from pyhyve.commands.bhyve import Help, Usage, parse
+from pyhyve.commands.options import parse_slot
 from pyhyve.errors import ConfigError, UsageError
 
 
