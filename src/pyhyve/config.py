@@ -85,8 +85,8 @@ def parse_cpuset(text: str) -> list[int]:
 
 def check_vm_name(name: str) -> str:
     """A machine's name, which is also that of a folder. Raises ``ConfigError`` for one that cannot be."""
-    if not name or name in (".", "..") or "/" in name or not name.isprintable() or len(os.fsencode(name)) > NAME_MAX:
-        raise ConfigError(f"invalid machine name '{name}': it is a word without a slash, at most {NAME_MAX} bytes long")
+    if not name or name[0] == "." or "/" in name or not name.isprintable() or len(os.fsencode(name)) > NAME_MAX:
+        raise ConfigError(f"invalid machine name '{name}': no slash, no dot in front, {NAME_MAX} bytes at most")
     return name
 
 

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -44,8 +45,10 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.bus import WINDOWS, PciBus
 from pyhyve.hw.pci.intx import IntxRouting
+from pyhyve.isa import IsaDevices
 from pyhyve.lifecycle import Stateful
 from pyhyve.loader import load
+from pyhyve.loader.files import read_rom
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
 from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_topology, read_uuid
@@ -60,17 +63,10 @@ NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
 
 NOT_YET = {
-    "bvmcons": "the bvm console (-b)",
-    "dbgport": "the debug port (-g)",
-    "domains.item": "memory domains (-n)",
-    "fwcfg.item": "the firmware configuration device (-f)",
     "gdb.port": "the gdb server (-G)",
-    "keyboard.layout": "a keyboard (-K)",
-    "lpc.bootrom": "a boot ROM (-l bootrom)",
-    "lpc.fwcfg": "the firmware configuration device (-l fwcfg)",
-    "lpc.pc-testdev": "the PC test device (-l pc-testdev)",
-    "lpc.tpm": "a TPM (-l tpm)",
+    "lpc.bootvars": "keeping the variables of a boot ROM (-l bootrom,FILE,VARS)",
     "restore": "resuming from a snapshot (-r)",
+    "tpm.type": "a TPM (-l tpm)",
 }
 """What bhyve's command line can ask for and this version has no device for."""
 
@@ -166,28 +162,45 @@ class Machine:
         available = hypervisor.probe().max_cpus
         if topology.cpus > available:
             raise BackendError(f"{topology.cpus} vCPUs requested but only {available} available")
-        self.memory = GuestMemory(read_memory_size(self.config))
+        bootrom = self._read_bootrom()
+        self.memory = GuestMemory(read_memory_size(self.config), rom=len(bootrom))
         self._closing.callback(self.memory.close)
+        if not self.config.get_bool("memory.guest_in_core"):
+            self.memory.keep_out_of_core_dumps()
         if self.config.get_bool("memory.wired", False):
             wire_memory(self.memory)
         self.vm = hypervisor.create(self.name, self.memory, topology.cpus)
         self._closing.callback(self.vm.close)
+        if bootrom:
+            self.memory.write_rom(bootrom)
+            self.vm.map_memory(HIGH_BASE - len(bootrom), len(bootrom), self.memory.rom_offset, readonly=True)
         if topology.cpus > 1 and not self.vm.capability(Capability.UNRESTRICTED_GUEST):
             raise BackendError(f"{topology.cpus} vCPUs requested but only 1 available")
         self.memory.on_write.append(self.vm.memory_written)
         self._make_buses()
         self._make_vcpus(topology)
         self._make_chipset()
+        self._make_isa_devices(topology)
         self._make_pci()
         self._make_serial_ports()
         rsdp = self._write_tables(topology)
-        self._load(rsdp)
+        if not bootrom:  # a boot ROM is where a vCPU starts after reset
+            self._load(rsdp)
         self._inspect_at_end()
 
     def _refuse_what_is_missing(self) -> None:
         for name, what in NOT_YET.items():
             if name in self.config:
                 raise ConfigError(f"{what} is not available in this version")
+
+    def _read_bootrom(self) -> bytes:
+        """The boot ROM, empty without one."""
+        path = self.config.get("lpc.bootrom")
+        if not path:
+            return b""
+        if "boot" in self.config:
+            raise ConfigError("a boot ROM (lpc.bootrom) finds its guest itself: it goes with no boot.* variable")
+        return read_rom(Path(path))
 
     def _make_buses(self) -> None:
         self.pio, self.mmio, self.msr = PioBus(), MmioBus(), MsrBus()
@@ -273,6 +286,13 @@ class Machine:
             self.parts["elcr"] = elcr
         self.notification = HostNotification()
         self.notification.attach(self.pio)
+
+    def _make_isa_devices(self, topology: Topology) -> None:
+        isa = self._isa = IsaDevices(self.config, self.pio, self.mmio, self._closing)
+        isa.make_test_devices(self.irq, self.vcpus.end)
+        isa.make_firmware_interface(self.memory, topology.cpus)
+        isa.make_character_ports(self.loop, self._on_quit)
+        self.parts.update(isa.parts)
 
     def _make_pci(self) -> None:
         environment = Environment(
@@ -364,6 +384,7 @@ class Machine:
         """Take input, start the vCPUs. The guest runs from here on; ``wait`` serves its devices."""
         for uart in self._uarts:
             uart.start()
+        self._isa.start()
         # With an interrupt controller of its own the backend starts the others on the guest's INIT-SIPI: their threads
         # wait inside ``run``. Otherwise the guest's request comes as an exit, and a thread is started then.
         waiting = range(1, len(self.vcpus.vcpus)) if Chip.IOAPIC in self.vm.provides else range(0)

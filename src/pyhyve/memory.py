@@ -38,16 +38,22 @@ class Region:
 
 
 class GuestMemory:
-    """The RAM of one machine. ``size`` is in bytes, a multiple of 4096."""
+    """The RAM of one machine. ``size`` is in bytes, a multiple of 4096.
 
-    def __init__(self, size: int, low_limit: int = LOW_LIMIT) -> None:
-        if size <= 0 or size % PAGE:
+    ``rom`` bytes more, a multiple of 4096 too, lie behind the RAM in the memfd and in no region: a boot ROM, which
+    ``write_rom`` fills and the machine maps where it belongs.
+    """
+
+    def __init__(self, size: int, low_limit: int = LOW_LIMIT, *, rom: int = 0) -> None:
+        if size <= 0 or size % PAGE or rom % PAGE:
             raise MemoryError_(f"guest memory must be a positive multiple of {PAGE} bytes, not {size}")
-        self.size = size
+        self.rom_offset = size
+        """Where the ROM begins in the memfd."""
         low = min(size, low_limit)
         self.regions: tuple[Region, ...] = (Region(0, low, 0),)
         if size > low:
             self.regions += (Region(HIGH_BASE, size - low, low),)
+        self.size = size = size + rom
         self.fd = os.memfd_create("pyhyve-guest", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, size)
@@ -70,6 +76,11 @@ class GuestMemory:
     def high_size(self) -> int:
         """Bytes of RAM that start at 4 GiB."""
         return self.regions[1].size if len(self.regions) > 1 else 0
+
+    @property
+    def ram_size(self) -> int:
+        """Bytes of RAM in all; ``size`` counts the ROM too."""
+        return self.low_size + self.high_size
 
     def offset(self, gpa: int, length: int = 1) -> int:
         """Where ``[gpa, gpa+length)`` lies in the memfd. Raises ``OutsideMemory``."""
@@ -104,6 +115,14 @@ class GuestMemory:
         """Tell whoever caches what is in memory (translated code) that it changed."""
         for callback in self.on_write:
             callback(gpa, length)
+
+    def write_rom(self, data: bytes) -> None:
+        """Fill the ROM, before it is mapped."""
+        self._view[self.rom_offset : self.rom_offset + len(data)] = data
+
+    def keep_out_of_core_dumps(self) -> None:
+        """Leave guest memory out of a core dump of this process (madvise(2), MADV_DONTDUMP)."""
+        self._map.madvise(mmap.MADV_DONTDUMP)
 
     def read_uint(self, gpa: int, size: int) -> int:
         return int.from_bytes(self.read(gpa, size), "little")

@@ -6,6 +6,7 @@ A device's module registers its class: ``@device("virtio-blk")``. The modules ar
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -41,7 +42,9 @@ def find(name: str) -> type[PciFunction]:
     try:
         return _devices[name]
     except KeyError:
-        raise DeviceError(f"unknown device '{name}'; there are {', '.join(names())}") from None
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
+        raise DeviceError(f"unknown device '{name}'; {hint}") from None
 
 
 def names() -> list[str]:

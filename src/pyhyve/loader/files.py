@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pyhyve.errors import LoaderError
-from pyhyve.memory import GuestMemory
+from pyhyve.memory import PAGE, GuestMemory
+
+ROM_LIMIT = 16 << 20
+"""Largest boot ROM: bhyve keeps this much free below 4 GiB."""
 
 
 def read_kernel(path: Path, memory: GuestMemory) -> bytes:
@@ -18,6 +21,14 @@ def read_kernel(path: Path, memory: GuestMemory) -> bytes:
     with _open(path, "kernel") as (file, size):
         if size > memory.size:
             raise LoaderError(f"kernel {path} ({_mb(size)}) is larger than guest memory ({_mb(memory.size)})")
+        return file.read()
+
+
+def read_rom(path: Path) -> bytes:
+    """All of a boot ROM: whole pages, at most ``ROM_LIMIT`` bytes."""
+    with _open(path, "boot ROM") as (file, size):
+        if size > ROM_LIMIT or size % PAGE:
+            raise LoaderError(f"boot ROM {path} has {size} bytes: it must be whole pages, {_mb(ROM_LIMIT)} at most")
         return file.read()
 
 
