@@ -28,6 +28,7 @@ from pyhyve.config import Config, check_vm_name
 from pyhyve.errors import BackendError, ConfigError, Status
 from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
 from pyhyve.hw import xmsr
+from pyhyve.hw.chipset import fwcfg
 from pyhyve.hw.chipset.elcr import Elcr
 from pyhyve.hw.chipset.hpet import Hpet
 from pyhyve.hw.chipset.i8042 import I8042
@@ -51,7 +52,15 @@ from pyhyve.loader import load
 from pyhyve.loader.files import read_rom
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
-from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_topology, read_uuid
+from pyhyve.settings import (
+    read_domains,
+    read_memory_size,
+    read_pci_registers,
+    read_pinning,
+    read_slots,
+    read_topology,
+    read_uuid,
+)
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
 from pyhyve.vmm.cpuid import Topology, shape, vendor
@@ -314,7 +323,9 @@ class Machine:
             name = options.pop("device", None)
             if name is None:
                 raise ConfigError(f"{node} has no device: set {node}.device")
-            self.pci.create(address, name, options)
+            function = self.pci.create(address, name, options)
+            for register in read_pci_registers(self.config, f"{'lpc' if name == 'lpc' else node}.pcireg"):
+                function.override(*register)
         self.pci.finish()
         self.parts["pci"] = self.pci
 
@@ -344,6 +355,8 @@ class Machine:
             sockets=topology.sockets,
             threads_per_core=topology.threads,
             uuid=read_uuid(self.config),
+            domains=read_domains(self.config, topology.cpus, self.memory.regions),
+            fwcfg_ports=fwcfg.PORTS if isinstance(self.parts.get("fwcfg"), fwcfg.FwCfg) else None,
             pci_roots=tuple(
                 PciRoot(bus, last, DEFAULT_WINDOWS if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)

@@ -449,6 +449,43 @@ def test_s_puts_a_device_in_a_slot():
     assert found == ["0:0:0", "0:7:0", "0:7:3", "0:31:0", "2:9:0"]
 
 
+def test_pcireg_variables_show_another_identity(backend):
+    options = ["-o", "pci.0.0.0.pcireg.vendor=0x1234", "-o", "lpc.pcireg.revid=7", "-o", "lpc.pcireg.subdevice=0xabcd"]
+    with machine(*options, backend=backend) as built:
+        bridge, lpc = (built.pci.functions[address] for address in sorted(built.pci.functions))
+        built.pci.reset()
+        assert bridge.read_config(0, 4) == 0x12751234
+        assert (lpc.read_config(0, 4), lpc.read_config(8, 1), lpc.read_config(0x2E, 2)) == (0x70008086, 7, 0xABCD)
+
+
+@pytest.mark.parametrize(
+    ("variable", "line"),
+    [
+        ("lpc.pcireg.vendor=host", "lpc.pcireg.vendor: 'host' is not a number"),
+        ("lpc.pcireg.revid=256", "lpc.pcireg.revid: 256 is above 255"),
+        ("pci.0.0.0.pcireg.bar=1", "the registers to set are vendor, device, revid, subvendor, subdevice"),
+    ],
+)
+def test_a_bad_pcireg_variable_is_one_line(variable, line, soft):
+    done = run(kernels.POWER_OFF, soft, "-o", variable)
+    assert (done.returncode, done.stderr.count("\n"), line in done.stderr) == (1, 1, True)
+
+
+def test_n_tells_the_guest_of_memory_domains():
+    assert b"SRAT" in low_memory("-A", "-n", "0,16M,0,prefer:0")
+    assert b"SRAT" not in low_memory("-A")
+
+
+def test_K_takes_the_name_of_a_layout():
+    with machine("-K", "de_noacc") as built:
+        assert built.config.get("keyboard.layout") == "de_noacc"
+
+
+def test_fwcfg_is_named_in_the_dsdt():
+    assert b"QEMU0002" in low_memory("-A", "-l", "fwcfg,qemu")
+    assert b"QEMU0002" not in low_memory("-A")
+
+
 def hours(zone, backend, *options):
     """The hours that the guest's clock shows."""
     bcd = leave_with(READ_CMOS.replace("NUMBER", "4"), backend, *options, env={**os.environ, "TZ": zone})

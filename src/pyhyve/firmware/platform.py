@@ -56,6 +56,15 @@ class PciInterrupt:
     irq: int
 
 
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A NUMA domain: its number, its vCPUs, and its memory as (guest-physical start, size in bytes) pairs."""
+
+    ident: int
+    cpus: frozenset[int]
+    ranges: tuple[tuple[int, int], ...]
+
+
 DEFAULT_WINDOWS = (
     # the gap is the PCI configuration ports' own
     Window(WindowKind.IO, 0x0000, 0x0CF7),
@@ -92,6 +101,8 @@ class Platform:
     """Processor packages; by default each vCPU is one."""
     threads_per_core: int = 1
     uuid: UUID | None = None
+    domains: tuple[Domain, ...] = ()
+    """NUMA domains; none means that the machine has no such thing."""
 
     pci_roots: tuple[PciRoot, ...] = (PciRoot(0, 255, DEFAULT_WINDOWS),)
     pci_interrupts: tuple[PciInterrupt, ...] = ()
@@ -104,6 +115,8 @@ class Platform:
     """Serial ports that exist: 1 to 4."""
     keyboard_controller: bool = True
     hpet: bool = True
+    fwcfg_ports: tuple[int, int] | None = None
+    """First port and count of QEMU's firmware configuration device, if there is one."""
 
     lapic_address: int = 0xFEE00000
     ioapic_address: int = 0xFEC00000

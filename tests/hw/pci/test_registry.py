@@ -13,5 +13,5 @@ def test_a_misspelt_name_is_answered_with_the_nearest(name, nearest):
 
 
 def test_a_name_like_no_other_is_answered_with_all():
-    with pytest.raises(DeviceError, match="unknown device 'teapot'; there are .*hostbridge, .*lpc"):
+    with pytest.raises(DeviceError, match=r"unknown device 'teapot'; there are .*hostbridge, .*lpc"):
         registry.find("teapot")

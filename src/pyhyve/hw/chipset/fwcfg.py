@@ -22,6 +22,9 @@ from pyhyve.memory import GuestMemory
 SELECTOR_PORT = 0x510
 DATA_PORT = 0x511
 DMA_PORT, DMA_SIZE = 0x514, 8
+PORTS = (SELECTOR_PORT, 12)
+"""First port and count of all."""
+
 DMA_SIGNATURE = int.from_bytes(b"QEMU CFG", "big")
 NAME_SIZE = 56
 """Bytes of a file's name, with the zero at its end."""

@@ -95,6 +95,11 @@ class PciFunction:
         self.config.set(Offset.HEADER_TYPE, 1, self.config.get(Offset.HEADER_TYPE, 1) | MULTI_FUNCTION)
         self._initial = self.config.save()
 
+    def override(self, offset: int, size: int, value: int) -> None:
+        """Show another identity than the device's own (the ``pcireg`` variables)."""
+        self.config.set(offset, size, value)
+        self._initial = self.config.save()
+
     def read_config(self, offset: int, size: int) -> int:
         """A configuration read inside the function's 256 bytes; all ones beyond."""
         if offset + size > SIZE:
