@@ -6,7 +6,6 @@ A device's module registers its class: ``@device("virtio-blk")``. The modules ar
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -42,6 +41,8 @@ def find(name: str) -> type[PciFunction]:
     try:
         return _devices[name]
     except KeyError:
+        import difflib
+
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
         raise DeviceError(f"unknown device '{name}'; {hint}") from None
