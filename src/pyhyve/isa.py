@@ -2,7 +2,8 @@
 
 bvm console (``bvmcons``), debug port (``dbgport``), PC test device and debug-exit port (``lpc.pc-testdev``,
 ``lpc.debug-exit``), and the firmware interface (``lpc.fwcfg``, with the items of ``fwcfg``). ``IsaDevices`` reads those
-variables, opens the backends and puts the devices on the buses; ``start`` lets input in.
+variables, opens the backends and puts the devices on the buses; ``start`` lets input in. A device's module is imported
+only where the device is wanted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyhyve.backends.char import TcpBackend, open_char
 from pyhyve.bus.irq import IrqRouter
@@ -17,17 +19,13 @@ from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.pio import PORTS, PioBus
 from pyhyve.config import Config
 from pyhyve.errors import ConfigError, DeviceError
-from pyhyve.hw.chipset.bvmcons import BvmConsole
-from pyhyve.hw.chipset.charport import CharPort
-from pyhyve.hw.chipset.dbgport import DebugPort
-from pyhyve.hw.chipset.debugexit import PORT, SIZE, DebugExit
-from pyhyve.hw.chipset.fwcfg import FwCfg
-from pyhyve.hw.chipset.fwctl import FwCtl
-from pyhyve.hw.chipset.pctestdev import PcTestDevice
 from pyhyve.lifecycle import Stateful
 from pyhyve.loop import EventLoop
 from pyhyve.memory import GuestMemory
 from pyhyve.vcpu import complain
+
+if TYPE_CHECKING:
+    from pyhyve.hw.chipset.charport import CharPort
 
 FIRMWARE_INTERFACES = ("bhyve", "qemu")
 MAX_ITEM = 256 << 20
@@ -42,6 +40,8 @@ class IsaDevices:
 
     def __init__(self, config: Config, pio: PioBus, mmio: MmioBus, closing: ExitStack) -> None:
         self.parts: dict[str, Stateful] = {}
+        self.fwcfg_ports: tuple[int, int] | None = None
+        """Where QEMU's firmware configuration device is, for the firmware tables."""
         self._config = config
         self._pio = pio
         self._mmio = mmio
@@ -51,11 +51,15 @@ class IsaDevices:
     def make_character_ports(self, loop: EventLoop, on_quit: Callable[[], None]) -> None:
         """The bvm console and the debug port."""
         if self._config.get_bool("bvmcons", False):
+            from pyhyve.hw.chipset.bvmcons import BvmConsole
+
             console = open_char("stdio", loop, on_quit=on_quit)
             self._closing.callback(console.close)
             self._add_port("bvmcons", BvmConsole(console))
         where = self._config.get("dbgport")
         if where is not None:
+            from pyhyve.hw.chipset.dbgport import DebugPort
+
             debugger = TcpBackend(where if ":" in where else f":{where}", loop)
             self._closing.callback(debugger.close)
             text = f"debug port: waiting for a debugger on TCP port {debugger.port}"
@@ -65,11 +69,15 @@ class IsaDevices:
         """The PC test device and the debug-exit port; ``end`` is told the status that a guest ends with."""
         config = self._config
         if config.get_bool("lpc.pc-testdev", False):
+            from pyhyve.hw.chipset.pctestdev import PcTestDevice
+
             tester = PcTestDevice(router, end)
             with _taken("the PC test device (-l pc-testdev)"):
                 tester.attach(self._pio, self._mmio)
             self.parts["pc-testdev"] = tester
         if "lpc.debug-exit" in config:
+            from pyhyve.hw.chipset.debugexit import PORT, SIZE, DebugExit
+
             size = config.get_int("lpc.debug-exit.size", SIZE)
             if size not in (1, 2, 4):
                 raise ConfigError(f"lpc.debug-exit.size: {size} is not 1, 2 or 4")
@@ -84,17 +92,22 @@ class IsaDevices:
         kind = self._config.require("lpc.fwcfg")
         if kind not in FIRMWARE_INTERFACES:
             raise ConfigError(f"lpc.fwcfg: '{kind}' is neither bhyve nor qemu")
-        device: FwCfg | FwCtl
         if kind == "qemu":
+            from pyhyve.hw.chipset.fwcfg import PORTS as FWCFG_PORTS
+            from pyhyve.hw.chipset.fwcfg import FwCfg
+
             device = FwCfg(memory, cpus, read_items(self._config))
+            device.attach(self._pio)
+            self.parts["fwcfg"] = device
+            self.fwcfg_ports = FWCFG_PORTS
         elif "fwcfg" in self._config:
             raise ConfigError("firmware configuration items (-f) need QEMU's interface: add -l fwcfg,qemu")
         elif "lpc.bootrom" in self._config:
-            device = FwCtl(cpus)
-        else:
-            return
-        device.attach(self._pio)
-        self.parts["fwcfg"] = device
+            from pyhyve.hw.chipset.fwctl import FwCtl
+
+            control = FwCtl(cpus)
+            control.attach(self._pio)
+            self.parts["fwctl"] = control
 
     def start(self) -> None:
         """Take input."""

@@ -28,7 +28,6 @@ from pyhyve.config import Config, check_vm_name
 from pyhyve.errors import BackendError, ConfigError, Status
 from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
 from pyhyve.hw import xmsr
-from pyhyve.hw.chipset import fwcfg
 from pyhyve.hw.chipset.elcr import Elcr
 from pyhyve.hw.chipset.hpet import Hpet
 from pyhyve.hw.chipset.i8042 import I8042
@@ -356,7 +355,7 @@ class Machine:
             threads_per_core=topology.threads,
             uuid=read_uuid(self.config),
             domains=read_domains(self.config, topology.cpus, self.memory.regions),
-            fwcfg_ports=fwcfg.PORTS if isinstance(self.parts.get("fwcfg"), fwcfg.FwCfg) else None,
+            fwcfg_ports=self._isa.fwcfg_ports,
             pci_roots=tuple(
                 PciRoot(bus, last, DEFAULT_WINDOWS if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)
