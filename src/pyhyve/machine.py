@@ -173,8 +173,7 @@ class Machine:
         bootrom = self._read_bootrom()
         self.memory = GuestMemory(read_memory_size(self.config), rom=len(bootrom))
         self._closing.callback(self.memory.close)
-        if not self.config.get_bool("memory.guest_in_core"):
-            self.memory.keep_out_of_core_dumps()
+        self.memory.show_in_core_dumps(self.config.get_bool("memory.guest_in_core"))
         if self.config.get_bool("memory.wired", False):
             wire_memory(self.memory)
         self.vm = hypervisor.create(self.name, self.memory, topology.cpus)

@@ -18,6 +18,9 @@ from pyhyve.errors import MemoryError_
 PAGE = 4096
 LOW_LIMIT = 3 << 30
 HIGH_BASE = 4 << 30
+CORE_FILTER = "/proc/self/coredump_filter"
+ANONYMOUS_SHARED, FILE_SHARED = 1 << 1, 1 << 3
+"""Kinds of mappings that a core dump may hold (core(5))."""
 
 
 class OutsideMemory(MemoryError_):
@@ -120,9 +123,22 @@ class GuestMemory:
         """Fill the ROM, before it is mapped."""
         self._view[self.rom_offset : self.rom_offset + len(data)] = data
 
-    def keep_out_of_core_dumps(self) -> None:
-        """Leave guest memory out of a core dump of this process (madvise(2), MADV_DONTDUMP)."""
-        self._map.madvise(mmap.MADV_DONTDUMP)
+    def show_in_core_dumps(self, shown: bool) -> None:
+        """Whether a core dump of this process holds guest memory (madvise(2), MADV_DONTDUMP; core(5)).
+
+        Memory of a file with a name is dumped only by a process that asks for such mappings.
+        """
+        if not shown:
+            self._map.madvise(mmap.MADV_DONTDUMP)
+            return
+        self._map.madvise(mmap.MADV_DODUMP)
+        try:
+            with open(CORE_FILTER, "r+", encoding="ascii") as file:
+                kinds = int(file.read(), 16) | ANONYMOUS_SHARED | FILE_SHARED
+                file.seek(0)
+                file.write(f"{kinds:#x}")
+        except OSError as error:
+            raise MemoryError_(f"cannot have guest memory in core dumps: {CORE_FILTER}: {error.strerror}") from None
 
     def read_uint(self, gpa: int, size: int) -> int:
         return int.from_bytes(self.read(gpa, size), "little")

@@ -13,6 +13,8 @@ import pytest
 
 from pyhyve import Machine
 from pyhyve.commands.bhyve import parse
+from pyhyve.hw.pci.bus import PciAddress
+from pyhyve.memory import CORE_FILTER
 from pyhyve.vmm.api import Capability
 from tests import kernels
 from tests.conftest import find_backend
@@ -233,8 +235,16 @@ def mapping_flags(built):
 def test_C_keeps_guest_memory_in_core_dumps():
     with machine() as built:
         assert "dd" in mapping_flags(built)
-    with machine("-C") as built:
-        assert "dd" not in mapping_flags(built)
+    with open(CORE_FILTER) as file:
+        before = file.read()
+    try:
+        with machine("-C") as built:
+            assert "dd" not in mapping_flags(built)
+        with open(CORE_FILTER) as file:
+            assert int(file.read(), 16) == int(before, 16) | 0xA
+    finally:
+        with open(CORE_FILTER, "w") as file:
+            file.write("0x" + before)
 
 
 def test_S_alone_wires_guest_memory():
@@ -334,6 +344,27 @@ def test_k_reads_a_whole_machine_from_a_file(backend, tmp_path):
     argv = [*COMMAND, "-k", str(path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, input="", check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("hello\n", "", 1)
+
+
+def test_a_dump_builds_the_same_machine(soft, tmp_path):
+    several = find_backend(soft).probe().max_cpus >= 3
+    options = "-c 3 -n 0,8M,0 -n 1,16M,1-2" if several else "-n 0,24M,0"
+    options += " -A -a -s 3:1,hostbridge -s 3,amd_hostbridge -l pc-testdev -l fwcfg,qemu"
+    more = ["-f", "opt/x,string=100%% of %(name)", "-o", "bios.vendor=%(cpus) of us", "-U", str(UUID(int=7))]
+    config = parse([*arguments(kernels.POWER_OFF, soft, *options.split(), *more), "vm0"])
+    path = tmp_path / "vm.conf"
+    path.write_text(config.dump())
+    seen = []
+    for tree in (config, parse(["-k", str(path)])):
+        with Machine(tree) as built:
+            ranges = [[(r.port, r.count, r.name) for r in built.pio.ranges()], built.mmio.ranges()[0].name]
+            built.pio.write(0x510, 2, 0x20)
+            item = bytes(built.pio.read(0x511, 1) for _ in range(12))
+            slots = [(str(a), f.read_config(0, 4)) for a, f in built.pci.functions.items()]
+            tables = built.memory.read(0xE0000, 0x20000)
+            seen.append((built.memory.ram_size, len(built.vcpus.vcpus), ranges, item, slots, tables, set(built.parts)))
+    assert seen[0] == seen[1]
+    assert item == b"100% of vm0\0"
 
 
 def test_l_bootrom_starts_at_the_reset_vector(backend, tmp_path):
@@ -439,6 +470,12 @@ def test_P_is_refused_where_there_are_no_such_exits():
             pytest.skip("this KVM has exits on PAUSE")
     done = run(kernels.POWER_OFF, kvm.name, "-P")
     assert (done.returncode, "VM exit on PAUSE (-P) is not supported" in done.stderr) == (1, True)
+
+
+def test_S_makes_a_legacy_device():
+    with machine("-S", "9,hostbridge") as built:
+        assert built.pci.functions[PciAddress(0, 9, 0)].options == {"legacy": "true"}
+        assert built.pci.functions[PciAddress(0, 0, 0)].options == {}
 
 
 def test_s_puts_a_device_in_a_slot():

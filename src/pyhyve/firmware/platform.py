@@ -56,15 +56,6 @@ class PciInterrupt:
     irq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """A NUMA domain: its number, its vCPUs, and its memory as (guest-physical start, size in bytes) pairs."""
-
-    ident: int
-    cpus: frozenset[int]
-    ranges: tuple[tuple[int, int], ...]
-
-
 DEFAULT_WINDOWS = (
     # the gap is the PCI configuration ports' own
     Window(WindowKind.IO, 0x0000, 0x0CF7),
@@ -91,6 +82,15 @@ def derived_uuid(name: str) -> UUID:
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """A NUMA domain: its number, its vCPUs, and its memory as (guest-physical start, size in bytes) pairs."""
+
+    ident: int
+    cpus: frozenset[int]
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Platform:
     """A machine as its firmware describes it. Addresses are guest-physical."""
 
@@ -101,8 +101,6 @@ class Platform:
     """Processor packages; by default each vCPU is one."""
     threads_per_core: int = 1
     uuid: UUID | None = None
-    domains: tuple[Domain, ...] = ()
-    """NUMA domains; none means that the machine has no such thing."""
 
     pci_roots: tuple[PciRoot, ...] = (PciRoot(0, 255, DEFAULT_WINDOWS),)
     pci_interrupts: tuple[PciInterrupt, ...] = ()
@@ -115,8 +113,6 @@ class Platform:
     """Serial ports that exist: 1 to 4."""
     keyboard_controller: bool = True
     hpet: bool = True
-    fwcfg_ports: tuple[int, int] | None = None
-    """First port and count of QEMU's firmware configuration device, if there is one."""
 
     lapic_address: int = 0xFEE00000
     ioapic_address: int = 0xFEC00000
@@ -136,6 +132,10 @@ class Platform:
     reset_value: int = 6
     soft_off_type: int = 5
     """SLP_TYP that means soft-off."""
+    domains: tuple[Domain, ...] = ()
+    """NUMA domains; none means that the machine has no such thing."""
+    fwcfg_ports: tuple[int, int] | None = None
+    """First port and count of QEMU's firmware configuration device, if there is one."""
     rtc_century: int = 0x32
     """CMOS address of the century."""
 

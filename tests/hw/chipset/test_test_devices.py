@@ -104,3 +104,24 @@ def test_a_damaged_state_changes_nothing(machine, change):
     with pytest.raises(DeviceError):
         machine.device.restore({**machine.device.save(), **change})
     assert machine.pio.read(0xE0, 4) == 5
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.integers(0x1FFC, 0x201B), st.sampled_from([1, 2, 4]), st.integers(0, (1 << 32) - 1))
+    ),
+    st.lists(st.tuples(st.booleans(), st.integers(-8, 0x10008), st.integers(1, 8), st.integers(0, (1 << 64) - 1))),
+)
+def test_whatever_a_guest_does_each_answer_fits(ports, places):
+    machine = Machine()
+    accesses = [(machine.pio, *access) for access in ports]
+    accesses += [(machine.mmio, write, MEMORY + offset, size, value) for write, offset, size, value in places]
+    for bus, is_write, address, size, value in accesses:
+        if is_write:
+            bus.write(address, size, value & ((1 << 8 * size) - 1))
+        else:
+            answer = bus.read(address, size)
+            assert answer is None or 0 <= answer < 1 << 8 * size
+    machine.device.restore(machine.device.save())
+    machine.device.reset()
+    assert not any(machine.lines.level(gsi) for gsi in range(24))
