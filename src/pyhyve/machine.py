@@ -26,13 +26,14 @@ from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.config import Config, check_vm_name
 from pyhyve.errors import BackendError, ConfigError, Status
-from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
+from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciInterrupt, PciRoot
 from pyhyve.hw import xmsr
 from pyhyve.hw.chipset.elcr import Elcr
 from pyhyve.hw.chipset.hpet import Hpet
 from pyhyve.hw.chipset.i8042 import I8042
 from pyhyve.hw.chipset.ioapic import Ioapic
 from pyhyve.hw.chipset.irqchip import wire
+from pyhyve.hw.chipset.legacy_irq import LegacyIrqs
 from pyhyve.hw.chipset.pic import Pic
 from pyhyve.hw.chipset.pit import Pit
 from pyhyve.hw.chipset.pm import Pm
@@ -57,6 +58,7 @@ from pyhyve.settings import (
     read_pci_registers,
     read_pinning,
     read_slots,
+    read_smbios,
     read_topology,
     read_uuid,
 )
@@ -66,7 +68,7 @@ from pyhyve.vmm.cpuid import Topology, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
-TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ = 0, 1, 8, 9
+TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 0, 1, 8, 9, 12
 NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
 
@@ -284,13 +286,14 @@ class Machine:
         for chip in (self.pm, keyboard, timer, reset, post):
             chip.attach(self.pio)
         self.parts.update(rtc=rtc, hpet=hpet, pm=self.pm, i8042=keyboard, pmtmr=timer, reset=reset, post=post)
-        self._make_level: Callable[[int], None] | None = None
-        if self.pic is not None:
+        if self.pic is None:
+            self._make_level = self.vm.make_level
+        else:
             elcr = Elcr(self.pic.set_elcr)
             elcr.attach(self.pio)
-            elcr.set_level(SCI_IRQ)
             self._make_level = elcr.set_level
             self.parts["elcr"] = elcr
+        self._make_level(SCI_IRQ)
         self.notification = HostNotification()
         self.notification.attach(self.pio)
 
@@ -312,7 +315,9 @@ class Machine:
             doorbells=self.vm,
             power=self.power,
         )
-        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level))
+        taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
+        irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
+        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level, irqs))
         self._closing.callback(self.pci.close)
         self.pci.attach()
         for address in read_slots(self.config):
@@ -347,20 +352,24 @@ class Machine:
                 raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
         lasts = [*(bus - 1 for bus in roots[1:]), 255]
         lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") == "lpc"]
+        interrupts = {
+            PciInterrupt(r.address.bus, r.address.device, r.pin, r.pirq, r.gsi, r.irq) for r in self.pci.routes()
+        }
         described = firmware.Platform(
             name=self.name,
             cpus=topology.cpus,
             sockets=topology.sockets,
             threads_per_core=topology.threads,
             uuid=read_uuid(self.config),
+            strings=read_smbios(self.config),
             domains=read_domains(self.config, topology.cpus, self.memory.regions),
             fwcfg_ports=self._isa.fwcfg_ports,
             pci_roots=tuple(
                 PciRoot(bus, last, DEFAULT_WINDOWS if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)
             ),
-            pci_interrupts=pci_interrupts((r.address.bus, r.address.device, r.pin) for r in self.pci.routes()),
-            lpc=(lpc[0].device, lpc[0].function) if lpc and lpc[0].bus == 0 else None,
+            pci_interrupts=tuple(sorted(interrupts)),
+            lpc=(lpc[0].device, lpc[0].function) if lpc else None,
             com=tuple(int(name.removeprefix("com")) for name in COM_PORTS if name in self.parts),
         )
         acpi, mptable = self.config.get_bool("acpi_tables"), self.config.get_bool("x86.mptable")

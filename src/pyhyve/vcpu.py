@@ -249,7 +249,7 @@ class Vcpu:
         return _CONTINUE
 
     def _inst_emul_failed(self, exit_: exits.InstEmulFailed) -> Verdict:
-        complain(f"Failed to emulate instruction at {exit_.rip:#x}")
+        complain(f"Failed to emulate instruction at {exit_.rip:#x}" + (f": {exit_.detail}" if exit_.detail else ""))
         return Verdict.ABORT
 
     def _rdmsr(self, exit_: exits.RdMsr) -> Verdict:
@@ -438,6 +438,8 @@ class VcpuSet:
         """A guest's INIT-SIPI: start another vCPU in real mode."""
         if index in self.active:
             raise BackendError(f"vcpu {index} is already active", Status.ERROR)
+        if not 0 <= index < len(self.vcpus):
+            raise BackendError(f"vcpu {index} does not exist", Status.ERROR)
         start_at_sipi(self.vcpus[index].cpu, vector)
         self.add(index)
 

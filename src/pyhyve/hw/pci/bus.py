@@ -58,6 +58,8 @@ class InterruptRoute:
     pin: int
     pirq: int
     gsi: int
+    irq: int
+    """The ISA interrupt, for a guest that uses the PIC."""
 
 
 class PciBus:
@@ -106,10 +108,14 @@ class PciBus:
         pin = None
         if function.wants_intx:
             number = address.function % 4 + 1
-            pin = self.intx.pin(address.device, number)
+            try:
+                pin = self.intx.pin(address.device, number)
+            except ValueError as error:
+                raise DeviceError(f"pci slot {address}: {error}") from None
+            irq = self.intx.register(pin.pirq)
             config.set(Offset.INTERRUPT_PIN, 1, number)
-            config.set(Offset.INTERRUPT_LINE, 1, self.intx.isa_irq(pin.pirq) or 0xFF)
-            self._routes.append(InterruptRoute(address, number, pin.pirq, FIRST_GSI + pin.pirq))
+            config.set(Offset.INTERRUPT_LINE, 1, irq)
+            self._routes.append(InterruptRoute(address, number, pin.pirq, FIRST_GSI + pin.pirq, irq))
         self.functions[address] = function
         self._by_number[address.bus << 8 | address.device << 3 | address.function] = function
         function.connect(self, address, pin)
@@ -122,6 +128,7 @@ class PciBus:
                 raise DeviceError(f"pci slot {address.bus}:{address.device} has no function 0")
             if len(siblings) > 1:
                 function.set_multi_function()
+            function.routed()
 
     def routes(self) -> list[InterruptRoute]:
         """The interrupt pins in use, by address."""
