@@ -12,14 +12,15 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from pyhyve import firmware
-from pyhyve.backends.char import open_char
-from pyhyve.bus.irq import IrqRouter
+from pyhyve.backends.char import CharBackend, open_char
+from pyhyve.bus.irq import IrqRouter, MsiPort
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
@@ -143,6 +144,8 @@ class Machine:
         self._runs_loop = False
         self._on_quit = on_quit or self.power_off
         self._uarts: list[Uart16550] = []
+        self._chars: dict[str, CharBackend] = {}
+        self._started_ns = self._ended_ns = 0
         self.vcpus = VcpuSet(self._end)
         self.vcpus.traceback = config.get_bool("debug.traceback", False)
         self._closing = ExitStack()
@@ -191,6 +194,7 @@ class Machine:
 
     def _make_buses(self) -> None:
         self.pio, self.mmio, self.msr = PioBus(), MmioBus(), MsrBus()
+        self.msi = MsiPort(self.vm.send_msi)
         self.pic: Pic | None = None
         self.ioapic: Ioapic | None = None
         if Chip.PIC in self.vm.provides:
@@ -281,7 +285,7 @@ class Machine:
             pio=self.pio,
             mmio=self.mmio,
             router=self.irq,
-            send_msi=self.vm.send_msi,
+            send_msi=self.msi.send,
             doorbells=self.vm,
             power=self.power,
         )
@@ -305,6 +309,7 @@ class Machine:
                 continue
             backend = open_char(spec, self.loop, on_quit=self._on_quit)
             self._closing.callback(backend.close)
+            self._chars[name] = backend
             uart = Uart16550(self.irq.line(irq, name), backend, name)
             uart.attach(self.pio, port)
             self._uarts.append(uart)
@@ -362,6 +367,7 @@ class Machine:
 
     def start(self) -> None:
         """Take input, start the vCPUs. The guest runs from here on; ``wait`` serves its devices."""
+        self._started_ns = time.monotonic_ns()
         for uart in self._uarts:
             uart.start()
         # With an interrupt controller of its own the backend starts the others on the guest's INIT-SIPI: their threads
@@ -417,12 +423,12 @@ class Machine:
         return self.pm.power_button()
 
     def stats(self) -> dict[str, float]:
-        """Counters of the backend and of every vCPU, those of vCPU N as ``vcpuN.NAME``."""
-        counters = dict(self.vm.stats())
-        for vcpu in self.vcpus.vcpus:
-            for name, value in {**vcpu.counters.named(), **vcpu.cpu.stats()}.items():
-                counters[f"vcpu{vcpu.index}.{name}"] = value
-        return counters
+        """All counters, by the names that ``debug.stats`` describes. From any thread."""
+        from pyhyve.debug.stats import collect
+
+        uptime = (self._ended_ns or time.monotonic_ns()) - self._started_ns if self._started_ns else 0
+        traffic = self.pio.traffic, self.mmio.traffic
+        return collect(self.vm, self.vcpus.vcpus, traffic, self._chars, self.irq, self.msi, uptime)
 
     def close(self) -> None:
         """End the machine if it still runs and give everything back, the terminal too. Idempotent."""
@@ -441,6 +447,7 @@ class Machine:
         self.close()
 
     def _end(self) -> None:
+        self._ended_ns = time.monotonic_ns()
         self._ended.set()
         if self._runs_loop or not self.loop.running:
             self.loop.stop()
