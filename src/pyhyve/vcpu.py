@@ -16,7 +16,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -464,6 +465,7 @@ class VcpuSet:
         self._on_end = on_end
         self._result: Outcome | None = None
         self._paused = False
+        self._holds = 0
         self._active: dict[int, _Thread] = {}
         self._pins: dict[int, int] = {}
         self._changed = threading.Condition()
@@ -532,31 +534,66 @@ class VcpuSet:
             complain("".join(traceback.format_exception(error)).rstrip())
         self.end(Status.ERROR, describe(error, where))
 
+    @property
+    def paused(self) -> bool:
+        """Whether ``pause`` holds the vCPUs."""
+        return self._paused
+
     def pause(self) -> None:
         """Bring every vCPU out of the guest and wait until all of them rest. Not from a vCPU's own thread."""
         with self._changed:
             self._paused = True
-            self.attention = True
-            for entry in self._active.values():
-                entry.vcpu.cpu.kick()
-            self._changed.wait_for(
-                lambda: self._result is not None or all(entry.parked for entry in self._active.values())
-            )
+            self._wait_for_rest()
 
     def resume(self) -> None:
         with self._changed:
             self._paused = False
-            self.attention = self._result is not None
-            self._changed.notify_all()
+            self._let_go()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Every vCPU rests outside the guest while the block runs, whether the machine is paused or not.
+
+        For a look at registers: it nests, and leaves a pause as it was. Not from a vCPU's own thread, nor from one that
+        a device may wait for. Raises ``BackendError`` if the machine has ended.
+        """
+        with self._changed:
+            self._holds += 1
+        try:
+            with self._changed:
+                self._wait_for_rest()
+                if self._result is not None:
+                    raise BackendError("the machine has ended")
+            yield
+        finally:
+            with self._changed:
+                self._holds -= 1
+                self._let_go()
+
+    def _wait_for_rest(self) -> None:
+        self.attention = True
+        for entry in self._active.values():
+            entry.vcpu.cpu.kick()
+        self._changed.wait_for(
+            lambda: self._result is not None or all(entry.parked for entry in self._active.values())
+        )
+
+    def _let_go(self) -> None:
+        self.attention = self._result is not None or self._must_rest
+        self._changed.notify_all()
+
+    @property
+    def _must_rest(self) -> bool:
+        return self._paused or self._holds > 0
 
     def park(self, vcpu: Vcpu) -> bool:
         """In a vCPU's thread: rest while the machine is paused. Whether to go on running the guest."""
         with self._changed:
             entry = self._active.get(vcpu.index)
-            if self._paused and entry is not None and self._result is None:
+            if self._must_rest and entry is not None and self._result is None:
                 entry.parked = True
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._paused or self._result is not None)
+                self._changed.wait_for(lambda: not self._must_rest or self._result is not None)
                 entry.parked = False
             return self._result is None
 
