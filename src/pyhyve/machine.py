@@ -193,6 +193,7 @@ class Machine:
         rsdp = self._write_tables(topology)
         self._load(rsdp)
         self._inspect_at_end()
+        self._start_trace()
 
     def _refuse_what_is_missing(self) -> None:
         for name, what in NOT_YET.items():
@@ -375,6 +376,16 @@ class Machine:
             write = at_end(self.config, self.vm)
             if write is not None:
                 self._closing.callback(write)
+
+    def _start_trace(self) -> None:
+        """Exits and accesses are recorded, if the configuration asks for it; else nothing is in their way."""
+        if "trace" in self.config or "trace_filter" in self.config:
+            from pyhyve.debug.trace import open_trace
+
+            trace = open_trace(self.config, self.loop)
+            self._closing.callback(trace.close)
+            trace.begin(self.name, self.backend, len(self.vcpus.vcpus))
+            trace.attach(self.vcpus.vcpus, self.pio, self.mmio, self.irq, self.msi)
 
     # -- running --
 
