@@ -448,7 +448,7 @@ class Machine:
 
     def stats(self) -> dict[str, float]:
         """All counters, by the names that ``debug.stats`` describes. From any thread."""
-        from pyhyve.debug.stats import collect
+        from pyhyve.debug.collect import collect
 
         uptime = (self._ended_ns or time.monotonic_ns()) - self._started_ns if self._started_ns else 0
         traffic = self.pio.traffic, self.mmio.traffic

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -125,6 +125,14 @@ class HostTime:
     since_ns: int = 0
     past_ns: int = 0
     past_cpu_ns: int = 0
+    past_wait_ns: int = 0
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """The backend's counters when the thread last marked, which it does outside the guest, if asked to."""
+    counters_ns: int = 0
+    """The life of the threads at that moment."""
+    marked: threading.Event = field(default_factory=threading.Event)
+    wanted: bool = False
+    """Whether somebody waits for a mark."""
 
     def begin(self) -> None:
         """In the new thread."""
@@ -136,6 +144,13 @@ class HostTime:
         self.thread = 0
         self.past_ns += time.monotonic_ns() - self.since_ns
         self.past_cpu_ns += time.thread_time_ns()
+        self.past_wait_ns += thread_times(threading.get_native_id())[1]
+
+    def mark(self, counters: Mapping[str, float]) -> None:
+        """In the thread: keep what the counters are now."""
+        self.counters, self.counters_ns = counters, self.past_ns + time.monotonic_ns() - self.since_ns
+        self.wanted = False
+        self.marked.set()
 
 
 class Observer(Protocol):
@@ -359,6 +374,8 @@ class Vcpu:
 
     def _bogus(self, _exit: exits.Bogus) -> Verdict:
         self.counters.bogus += 1
+        if self.host.wanted:
+            self.host.mark(self.cpu.stats())
         return _RESTART
 
     def _int_ack(self, _exit: exits.IntAck) -> Verdict:
@@ -643,6 +660,19 @@ def name_thread(name: str) -> None:
             file.write(name.encode()[:15])
     except OSError:
         pass  # cosmetic
+
+
+def thread_times(thread: int) -> tuple[int, int]:
+    """How long a thread of ours ran on the host's CPUs, and how long it was ready but had to wait, in nanoseconds.
+
+    Both are 0 for a thread that is not there.
+    """
+    try:
+        with open(f"/proc/self/task/{thread}/schedstat", "rb") as file:
+            ran, waited, *_ = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 0, 0
+    return ran, waited
 
 
 def describe(error: BaseException, where: str) -> str:
