@@ -1,5 +1,5 @@
-"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``doctor`` looks at the host, ``top``
-at a running machine, ``trace`` at what one left.
+"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``doctor`` and ``list`` look around,
+``top`` shows a running machine, ``trace`` sums up what one left.
 
 Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room (the others). The
 status of ``run`` is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple fault. Anything
@@ -61,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     image.add_argument("image", choices=IMAGES, help="what to build it from")
     image.add_argument("--refresh", action="store_true", help="look for newer packages")
     image.set_defaults(action=command_image)
+
+    machines = commands.add_parser("list", help="show the named machines", description="Show your named machines.")
+    machines.set_defaults(action=command_list)
 
     top = commands.add_parser(
         "top", help="what a running machine does", description="Show what a running machine does, until q is pressed."
@@ -180,6 +183,14 @@ def command_image(args: argparse.Namespace) -> int:
     with _progress() as show:
         guest = build_debian(show, refresh=args.refresh)
     print(f"version {guest.version}\nkernel  {guest.kernel}\ninitrd  {guest.initrd}")
+    return 0
+
+
+def command_list(_args: argparse.Namespace) -> int:
+    """``pyhyve list``: this user's machines, loaded and running."""
+    from pyhyve.commands.list import table
+
+    print(table())
     return 0
 
 

@@ -24,15 +24,16 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pyhyve.control.state import Plain, StateError, checked
 from pyhyve.errors import PyhyveError
+
+if TYPE_CHECKING:
+    from pyhyve.control.state import Plain
 
 ENVIRONMENT = "PYHYVE_RUNTIME_DIR"
 SOCKET_PATH_MAX = 107
@@ -197,6 +198,18 @@ class Folder:
         process = f"process {pid}" if isinstance(pid, int) else "another process"
         return f"the virtual machine '{self.name}' is in use by {process}"
 
+    def wait_free(self) -> bool:
+        """Wait until nobody holds the machine; whether it is still there."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return self._is(descriptor)
+        finally:
+            os.close(descriptor)
+
     def release(self) -> None:
         """Let others hold the machine. Idempotent."""
         if self._lock >= 0:
@@ -205,6 +218,8 @@ class Folder:
 
     def remove(self) -> None:
         """Take the machine away; it must be held, and is released."""
+        import shutil  # here, since bhyvectl has to answer quickly
+
         grave = self.path.with_name(f"{_REMOVED}-{os.getpid()}-{self.name}")
         try:
             os.rename(self.path, grave)
@@ -311,6 +326,8 @@ class Folder:
         if found is None:
             return None
         found.pop("version")
+        from pyhyve.control.state import StateError, checked
+
         try:
             return checked(found)
         except StateError as error:
@@ -319,6 +336,10 @@ class Folder:
     def forget_guest(self) -> None:
         """The guest starts to run, or another one is loaded: it cannot be started from here again."""
         self._do(lambda: (self.path / _REGISTERS).unlink(missing_ok=True))
+
+    def drop_memory(self) -> None:
+        """Give the memory back: no guest could be put into it."""
+        self._do(lambda: (self.path / _MEMORY).unlink(missing_ok=True))
 
     # -- files --
 

@@ -23,12 +23,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyhyve.control import state
 from pyhyve.control.folder import VmError
 from pyhyve.errors import PyhyveError, Status
+from pyhyve.settings import read_topology
+from pyhyve.vmm.api import ApicMode
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.registers import Reg, Segment, SegmentName, Table
 
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 LINE_MAX = 1 << 16
 CLIENTS_MAX = 32
-_BACKLOG = 16
+_BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")
 _APIC_BASE = 0x1B
 _APIC_BASE_X2APIC = 1 << 10
@@ -69,6 +72,7 @@ class Requests:
         self.quick: dict[str, Handler] = {
             "info": self._info,
             "stats": self._stats,
+            "exits": self._exits,
             "cpus": self._cpus,
             "nmi": self._nmi,
             "reset": lambda _: self._end(SuspendReason.RESET),
@@ -82,6 +86,7 @@ class Requests:
             "registers": self._registers,
             "set_registers": self._set_registers,
             "suspend": self._suspend,
+            "set_x2apic": self._set_x2apic,
         }
         """Answered in a thread that may wait for the vCPUs."""
 
@@ -100,10 +105,14 @@ class Requests:
             "wired": machine.config.get_bool("memory.wired", False),
             "uptime": time.monotonic() - self.started,
             "suspended": machine.vcpus.paused,
+            "topology": asdict(read_topology(machine.config)),
         }
 
     def _stats(self, _arguments: Arguments) -> dict[str, Any]:
         return dict(self.machine.stats())
+
+    def _exits(self, _arguments: Arguments) -> dict[str, Any]:
+        return {str(vcpu.index): vcpu.counters.named() for vcpu in self.machine.vcpus.vcpus}
 
     def _cpus(self, _arguments: Arguments) -> dict[str, Any]:
         active = sorted(self.machine.vcpus.active)
@@ -157,6 +166,12 @@ class Requests:
                 cpu.set_segment(SegmentName(name), Segment(**segment))
         return {}
 
+    def _set_x2apic(self, arguments: Arguments) -> dict[str, Any]:
+        cpu = self._cpu(arguments)
+        with self.machine.vcpus.held():
+            cpu.set_apic_mode(ApicMode.X2APIC if arguments.get("on") else ApicMode.XAPIC)
+        return {}
+
     def _cpu(self, arguments: Arguments) -> VirtualCpu:
         index, vcpus = arguments.get("cpu", 0), self.machine.vcpus.vcpus
         if type(index) is not int or not 0 <= index < len(vcpus):
@@ -174,6 +189,8 @@ class _Client:
         self.to_send = bytearray()
         self.waiting = False
         """A request is with the thread; the next line waits for its answer."""
+        self.ended = False
+        """Nothing more comes; what came is still answered."""
         self.last = False
         """Hang up when everything is sent."""
         self.closed = False
@@ -249,10 +266,9 @@ class ControlServer:
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
             self._close(client)
             return
+        client.ended = not data
         if not client.last:
             client.received += data
             self._advance(client)
@@ -264,6 +280,8 @@ class ControlServer:
             if len(line) > LINE_MAX or (not newline and len(line) == LINE_MAX):
                 self._fail(client, f"a request has at most {LINE_MAX} bytes", last=True)
             elif not newline:
+                if client.ended:
+                    self._close(client)
                 break
             else:
                 client.received = rest
@@ -274,7 +292,7 @@ class ControlServer:
         """Hear from the client again when it has its answers: what it sends meanwhile stays with the kernel."""
         if client.closed or self._loop is None:
             return
-        if client.waiting or (client.to_send and len(client.received) > LINE_MAX):
+        if client.ended or client.waiting or (client.to_send and len(client.received) > LINE_MAX):
             self._loop.remove_reader(client.fd)
         else:
             self._loop.add_reader(client.fd, lambda: self._readable(client))

@@ -86,6 +86,8 @@ class Session:
                     f"(bhyveload -m)"
                 )
         config.set("memory.size", str(folder.memory_size))
+        if folder.settings().get("wired"):
+            config.set("memory.wired", "true")
         from pyhyve.control.state import to_entry
         from pyhyve.loader import LoadedGuest
         from pyhyve.memory import GuestMemory
