@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from pyhyve import firmware
-from pyhyve.backends.char import open_char
-from pyhyve.bus.irq import IrqRouter
+from pyhyve.backends.char import CharBackend, open_char
+from pyhyve.bus.irq import IrqRouter, MsiPort
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
@@ -156,6 +157,8 @@ class Machine:
         self._on_quit = on_quit or self.power_off
         self._loaded = loaded
         self._uarts: list[Uart16550] = []
+        self._chars: dict[str, CharBackend] = {}
+        self._started_ns = self._ended_ns = 0
         self.vcpus = VcpuSet(self._end)
         self.vcpus.traceback = config.get_bool("debug.traceback", False)
         self._closing = ExitStack()
@@ -205,6 +208,7 @@ class Machine:
         if not bootrom:  # a boot ROM is where a vCPU starts after reset
             self._load(rsdp)
         self._inspect_at_end()
+        self._start_trace()
 
     def _refuse_what_is_missing(self) -> None:
         for name, what in NOT_YET.items():
@@ -222,6 +226,7 @@ class Machine:
 
     def _make_buses(self) -> None:
         self.pio, self.mmio, self.msr = PioBus(), MmioBus(), MsrBus()
+        self.msi = MsiPort(self.vm.send_msi)
         self.pic: Pic | None = None
         self.ioapic: Ioapic | None = None
         if Chip.PIC in self.vm.provides:
@@ -320,7 +325,7 @@ class Machine:
             pio=self.pio,
             mmio=self.mmio,
             router=self.irq,
-            send_msi=self.vm.send_msi,
+            send_msi=self.msi.send,
             doorbells=self.vm,
             power=self.power,
         )
@@ -348,6 +353,7 @@ class Machine:
                 continue
             backend = open_char(spec, self.loop, on_quit=self._on_quit)
             self._closing.callback(backend.close)
+            self._chars[name] = backend
             uart = Uart16550(self.irq.line(irq, name), backend, name)
             uart.attach(self.pio, port)
             self._uarts.append(uart)
@@ -413,10 +419,21 @@ class Machine:
             if write is not None:
                 self._closing.callback(write)
 
+    def _start_trace(self) -> None:
+        """Exits and accesses are recorded, if the configuration asks for it; else nothing is in their way."""
+        if "trace" in self.config or "trace_filter" in self.config:
+            from pyhyve.debug.trace import open_trace
+
+            trace = open_trace(self.config, self.loop)
+            self._closing.callback(trace.close)
+            trace.begin(self.name, self.backend, len(self.vcpus.vcpus))
+            trace.attach(self.vcpus.vcpus, self.pio, self.mmio, self.irq, self.msi)
+
     # -- running --
 
     def start(self) -> None:
         """Take input, start the vCPUs. The guest runs from here on; ``wait`` serves its devices."""
+        self._started_ns = time.monotonic_ns()
         for uart in self._uarts:
             uart.start()
         self._isa.start()
@@ -473,12 +490,12 @@ class Machine:
         return self.pm.power_button()
 
     def stats(self) -> dict[str, float]:
-        """Counters of the backend and of every vCPU, those of vCPU N as ``vcpuN.NAME``."""
-        counters = dict(self.vm.stats())
-        for vcpu in self.vcpus.vcpus:
-            for name, value in {**vcpu.counters.named(), **vcpu.cpu.stats()}.items():
-                counters[f"vcpu{vcpu.index}.{name}"] = value
-        return counters
+        """All counters, by the names that ``debug.stats`` describes. From any thread."""
+        from pyhyve.debug.collect import collect
+
+        uptime = (self._ended_ns or time.monotonic_ns()) - self._started_ns if self._started_ns else 0
+        traffic = self.pio.traffic, self.mmio.traffic
+        return collect(self.vm, self.vcpus.vcpus, traffic, self._chars, self.irq, self.msi, uptime)
 
     def close(self) -> None:
         """End the machine if it still runs and give everything back, the terminal too. Idempotent."""
@@ -497,6 +514,7 @@ class Machine:
         self.close()
 
     def _end(self) -> None:
+        self._ended_ns = time.monotonic_ns()
         self._ended.set()
         if self._runs_loop or not self.loop.running:
             self.loop.stop()
