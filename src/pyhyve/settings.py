@@ -73,6 +73,9 @@ def read_domains(config: Config, cpus: int, regions: Sequence[Region]) -> tuple[
     if not all(sizes):
         part = total // len(idents) // PAGE * PAGE
         sizes = [*[part] * (len(idents) - 1), total - part * (len(idents) - 1)]
+    elif sum(size or 0 for size in sizes) != total:
+        given = sum(size or 0 for size in sizes)
+        raise ConfigError(f"memory domains have {given >> 20} MB, but the machine has {total >> 20} MB")
     owner: dict[int, str] = {}
     found = []
     free = [(region.gpa, region.size) for region in regions]

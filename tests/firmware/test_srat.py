@@ -96,7 +96,8 @@ def test_sizes_of_all_domains_together_are_the_memory_size():
         ({"0_cpus": "0,1,3"}, "vCPU 2 is in no memory domain"),
         ({"0_cpus": "all"}, "domains.0.cpus: 'all' is not a list of CPUs"),
         ({"x_cpus": "0-3"}, "domains.x: a memory domain is a number"),
-        ({"0_size": "1G"}, "domains.0.cpus is not set"),
+        ({"0_size": "4G"}, "domains.0.cpus is not set"),
+        ({"0_size": "5G", "0_cpus": "0-3"}, "memory domains have 5120 MB, but the machine has 4096 MB"),
     ],
 )
 def test_domains_that_make_no_sense_are_one_line(domains, line):
