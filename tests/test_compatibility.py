@@ -47,7 +47,8 @@ def test_every_row_that_works_names_a_test():
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in TEST_NAME.findall(PAGE.read_text())}))
 def test_the_tests_that_are_named_exist(file):
-    defined = set(re.findall(r"^ *def (test_\w+)", (TESTS / file).read_text(), re.MULTILINE))
+    path = TESTS / file
+    defined = set(re.findall(r"^ *def (test_\w+)", path.read_text(), re.MULTILINE)) if path.exists() else set()
     named = {name for found, name in TEST_NAME.findall(page()) if found == file}
     assert named - defined == set()
 

@@ -75,7 +75,6 @@ NOTIFY_PORT = 0x488
 
 NOT_YET = {
     "gdb.port": "the gdb server (-G)",
-    "lpc.bootvars": "keeping the variables of a boot ROM (-l bootrom,FILE,VARS)",
     "restore": "resuming from a snapshot (-r)",
     "tpm.type": "a TPM (-l tpm)",
 }
@@ -201,7 +200,7 @@ class Machine:
         self._make_buses()
         self._make_vcpus(topology)
         self._make_chipset()
-        self._make_isa_devices(topology)
+        self._make_isa_devices(topology, len(bootrom))
         self._make_pci()
         self._make_serial_ports()
         rsdp = self._write_tables(topology)
@@ -311,10 +310,11 @@ class Machine:
         self.notification = HostNotification()
         self.notification.attach(self.pio)
 
-    def _make_isa_devices(self, topology: Topology) -> None:
+    def _make_isa_devices(self, topology: Topology, rom_size: int) -> None:
         isa = self._isa = IsaDevices(self.config, self.pio, self.mmio, self._closing)
         isa.make_test_devices(self.irq, self.vcpus.end)
         isa.make_firmware_interface(self.memory, topology.cpus)
+        isa.make_boot_variables(rom_size)
         isa.make_character_ports(self.loop, self._on_quit)
         self.parts.update(isa.parts)
 

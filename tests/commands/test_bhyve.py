@@ -259,6 +259,13 @@ def _seconds(*argv):
     return time.perf_counter() - start
 
 
+@pytest.mark.parametrize(
+    ("argv", "status"), [(["-h", "-Q"], 0), (["-l", "help", "-Q"], 0), (["-m", "lots", "-Q"], 64), (["-Qh"], 1)]
+)
+def test_options_are_acted_on_in_order(argv, status):
+    assert bhyve(*argv).returncode == status
+
+
 def test_usage_of_the_process_is_status_1():
     done = bhyve("-Q")
     assert done.returncode == 1

@@ -13,6 +13,7 @@ import pytest
 
 from pyhyve import Machine
 from pyhyve.commands.bhyve import parse
+from pyhyve.errors import LoaderError
 from pyhyve.hw.pci.bus import PciAddress
 from pyhyve.memory import CORE_FILTER
 from pyhyve.vmm.api import Capability
@@ -288,7 +289,7 @@ def test_f_reads_a_file(backend, tmp_path):
         (["-l", "debug-exit,port=0x10000"], "lpc.debug-exit.port: 65536 is above 65532"),
         (["-l", "debug-exit,size=3"], "lpc.debug-exit.size: 3 is not 1, 2 or 4"),
         (["-l", "bootrom,/nowhere"], "goes with no boot.* variable"),
-        (["-l", "bootrom,/nowhere,/vars"], "keeping the variables of a boot ROM"),
+        (["-o", "lpc.bootvars=/vars"], "boot variables (lpc.bootvars) need a boot ROM"),
         (["-l", "tpm,swtpm,/run/swtpm"], "a TPM (-l tpm) is not available"),
         (["-r", "file"], "resuming from a snapshot (-r) is not available"),
         (["-o", "vcpu.0.cpuset=1-"], "vcpu.0.cpuset: '1-' is not a list of host CPUs"),
@@ -403,6 +404,74 @@ def test_a_bad_boot_rom_is_one_line(size, line, soft, tmp_path):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert line in done.stderr
+
+
+# Programs a byte of the variables, reads it back and leaves with it.
+WRITE_VARIABLE = """
+.code16
+start:
+    lgdtl %cs:gdtr
+    mov %cr0, %eax
+    or $1, %al
+    mov %eax, %cr0
+    ljmpl $8, $0xffff0000 + 0f
+.code32
+0:  mov $0x10, %ax
+    mov %ax, %ds
+    mov $0xffff0000 - 4096 + 5, %esi
+    movb $0x40, (%esi)
+    movb $0x2a, (%esi)
+    movb $0xff, (%esi)
+    mov (%esi), %al
+    out %al, $0xf4
+1:  hlt
+.align 8
+gdt: .quad 0, 0x00cf9a000000ffff, 0x00cf92000000ffff
+gdtr: .word 23
+    .long 0xffff0000 + gdt
+.org 0xfff0
+.code16
+    jmp start
+.org 0x10000
+"""
+
+
+def test_boot_variables_stay_in_their_file(backend, tmp_path):
+    if not find_backend(backend).probe().accelerated:
+        pytest.skip("this host's software KVM does not get from a ROM's real mode to protected mode")
+    rom, variables = tmp_path / "rom", tmp_path / "vars"
+    rom.write_bytes(assemble(WRITE_VARIABLE, 0, Mode.REAL))
+    variables.write_bytes(bytes(4096))
+    options = ["-m", "16M", "-o", f"vmm.backend={backend}", "-l", f"bootrom,{rom},{variables}", "-l", "debug-exit"]
+    done = subprocess.run([*COMMAND, *options, "vm0"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0x2A << 1 | 1, "")
+    assert variables.read_bytes() == bytes(5) + b"\x2a" + bytes(4090)
+
+
+def test_boot_variables_are_one_machines(soft, tmp_path):
+    rom, variables = tmp_path / "rom", tmp_path / "vars"
+    rom.write_bytes(bytes(4096))
+    variables.write_bytes(bytes(4096))
+    options = ["-o", f"vmm.backend={soft}", "-l", f"bootrom,{rom},{variables}", "vm0"]
+    with Machine(parse(options)):
+        done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, f"bhyve: boot variables {variables} are in use by another machine\n")
+    with Machine(parse(options)) as built:
+        assert "bootvars" in built.parts
+
+
+@pytest.mark.parametrize(
+    ("size", "line"), [(None, "No such file"), (0, "whole pages"), (100, "whole pages"), (16 << 20, "16 MB at most")]
+)
+def test_bad_boot_variables_are_one_line(size, line, soft, tmp_path):
+    rom, variables = tmp_path / "rom", tmp_path / "vars"
+    rom.write_bytes(bytes(4096))
+    if size is not None:
+        with variables.open("wb") as file:
+            file.truncate(size)
+    with pytest.raises(LoaderError, match=line) as caught:
+        Machine(parse(["-o", f"vmm.backend={soft}", "-l", f"bootrom,{rom},{variables}", "vm0"]))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_boot_rom_may_ask_bhyves_firmware_interface(soft, tmp_path):

@@ -24,12 +24,10 @@ def parse(argv: Sequence[str]) -> Config:
     """
     config = Config()
     try:
-        found, positional = getopt.split(argv, LETTERS)
+        positional = getopt.read(argv, LETTERS, lambda letter, text: OPTIONS[letter].act(config, text))
     except getopt.BadOption as error:
         print(f"bhyve: {error}", file=sys.stderr)
         raise Usage(Status.POWER_OFF) from None
-    for letter, text in found:
-        OPTIONS[letter].act(config, text)
     if len(positional) > 1:
         raise Usage(Status.POWER_OFF)
     if positional:

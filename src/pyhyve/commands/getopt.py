@@ -15,12 +15,12 @@ class BadOption(Exception):
     """A letter that does not exist, or one without its argument; the text says which."""
 
 
-def split(argv: Sequence[str], letters: Mapping[str, Takes]) -> tuple[list[tuple[str, str]], list[str]]:
-    """``(letter, argument)`` pairs and the positional arguments.
+def read(argv: Sequence[str], letters: Mapping[str, Takes], act: Callable[[str, str], None]) -> list[str]:
+    """Call ``act(letter, argument)`` for each option, in order, and return the positional arguments.
 
-    Reading stops behind ``--`` or at the first word that is no option. Raises ``BadOption``.
+    Reading stops behind ``--`` or at the first word that is no option. Raises ``BadOption``, after it has acted on the
+    options before: so ``-h`` is answered although nonsense follows.
     """
-    found: list[tuple[str, str]] = []
     at = 0
     while at < len(argv):
         word = argv[at]
@@ -38,12 +38,12 @@ def split(argv: Sequence[str], letters: Mapping[str, Takes]) -> tuple[list[tuple
                 raise BadOption(f"unknown option -- {letter}")
             following = rest or (argv[at] if at < len(argv) else None)
             if not (takes(following or "") if callable(takes) else takes):
-                found.append((letter, ""))
+                act(letter, "")
                 continue
             if following is None:
                 raise BadOption(f"option requires an argument -- {letter}")
             if not rest:
                 at += 1
             rest = ""
-            found.append((letter, following))
-    return found, list(argv[at:])
+            act(letter, following)
+    return list(argv[at:])
