@@ -209,7 +209,6 @@ def test_an_instruction_that_cannot_be_decoded_is_named(backend, capfd):
     assert capfd.readouterr().err.startswith("Failed to emulate instruction at 0x100012: bytes d9 e8")
 
 
-
 # HLT, PAUSE
 
 

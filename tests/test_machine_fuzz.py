@@ -15,7 +15,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pyhyve import Config, Machine
+from pyhyve import Config, Machine, Status
 from pyhyve.hw.chipset import hpet, ioapic
 from pyhyve.hw.pci.bus import ECAM_BASE
 from pyhyve.vmm.exits import SuspendReason
@@ -36,7 +36,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield build(find_backend(request.param).name, stack)
 
 
-def build(backend: str, stack: ExitStack, kernel: str = kernels.SPIN) -> Machine:
+def build(backend: str, stack: ExitStack, kernel: str = kernels.SPIN, **variables: object) -> Machine:
     """Each serial port is a terminal at which nobody reads."""
     terminals = {}
     for number in (1, 2, 3, 4):
@@ -56,6 +56,7 @@ def build(backend: str, stack: ExitStack, kernel: str = kernels.SPIN) -> Machine
                 "acpi_tables": True,
                 "boot.kernel": kernels.build(kernel),
                 **terminals,
+                **variables,
             }
         )
     )
@@ -174,6 +175,19 @@ def test_every_address_of_every_chip_takes_every_size(machine: Machine) -> None:
     fuzzer.serve_timers()
 
 
+def test_an_access_across_the_end_of_a_chip_reaches_it_and_finds_ones_behind(machine: Machine) -> None:
+    for r in machine.mmio.ranges():
+        for size in (2, 4, 8):
+            half = size // 2
+            assert machine.mmio.write(r.end - half, size, (1 << 8 * size) - 1)
+            answer = machine.mmio.read(r.end - half, size)
+            assert answer is not None
+            assert answer >> 8 * half == (1 << 8 * half) - 1, f"{r.name}, {size} bytes"
+            before = machine.mmio.read(r.gpa - half, size)
+            assert before is not None
+            assert before & (1 << 8 * half) - 1 == (1 << 8 * half) - 1, f"{r.name}, {size} bytes"
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nonsense_leaves_a_machine_that_can_be_saved_restored_and_reset(machine: Machine, seed: int) -> None:
     fuzzer = Fuzzer(machine, seed)
@@ -286,6 +300,55 @@ def test_a_guest_that_talks_nonsense_to_its_ports_goes_on_to_its_end(
         assert machine.wait() == 1, machine.message
         assert machine.stats()["vcpu0.inout"] > count // 10
     assert capfd.readouterr().err == ""
+
+
+APICS = """
+.equ MULTIPLIER, 0x41c64e6d
+    mov $SEED, %ebx
+    mov $3000, %ebp
+next:
+    imul $MULTIPLIER, %ebx
+    add $12345, %ebx
+    mov %ebx, %esi
+    shr $9, %esi
+    and $0xffc, %esi
+    mov %ebx, %eax
+    ror $11, %eax
+    test $0x100, %ebx
+    jz 1f
+    and $0xff0, %esi        # half of them where registers are
+1:  test $0x200, %ebx
+    jz 2f
+    mov 0xfee00000(%esi), %edx
+    jmp 3f
+2:  mov %eax, 0xfee00000(%esi)
+3:  test $0x400, %ebx
+    jz 4f
+    mov %ebx, %eax
+    shr $17, %eax
+    and $0x3f, %eax
+    mov %eax, 0xfec00000
+    ror $5, %eax
+    xor %ebx, %eax
+    mov %eax, 0xfec00010
+    mov 0xfec00010, %edx
+    mov %ebx, 0xfec00040
+4:  dec %ebp
+    jnz next
+    power_off
+"""
+
+
+@pytest.mark.parametrize("backend", ["kvm", "soft"])
+@pytest.mark.parametrize("seed", [*SEEDS, *(seed + 100 for seed in SEEDS), *(seed + 200 for seed in SEEDS)])
+def test_a_guest_that_talks_nonsense_to_its_interrupt_controllers_comes_to_an_end(backend: str, seed: int) -> None:
+    """It may bring down itself (by an NMI without a handler, or INIT), but not the machine around it."""
+    with ExitStack() as stack:
+        kernel = f".equ SEED, {seed * 0x9E3779B9 & 0xFFFFFFFF:#x}\n{APICS}"
+        machine = build(find_backend(backend).name, stack, kernel, **{"x86.x2apic": False})
+        machine.loop.timer(lambda: machine.vcpus.end(99, "it came to no end")).arm_in(int(PATIENCE_S * 1e9))
+        machine.start()
+        assert machine.wait() in (Status.RESET, Status.POWER_OFF, Status.TRIPLE_FAULT), machine.message
 
 
 def test_a_guest_that_asks_for_every_end_at_once_gets_the_first(machine: Machine) -> None:

@@ -207,6 +207,7 @@ def test_the_event_loop_runs_in_the_thread_that_waits():
     where = []
     variables = {"vmm.backend": find_backend("kvm").name, "boot.kernel": kernels.build(kernels.SPIN)}
     with Machine(config_for(**variables)) as machine:
+
         def fire() -> None:
             where.append(threading.current_thread())
             machine.power_off()

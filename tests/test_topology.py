@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyhyve import Config, Machine, firmware
@@ -95,6 +95,7 @@ def test_caches_are_shared_by_the_core_and_by_the_socket(topology: Topology) -> 
     assert (leaf(table, 4, 1).eax >> 14 & 0xFFF) + 1 == topology.per_socket
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(1, MAX_CPUS)] * 3).filter(lambda t: t[0] * t[1] * t[2] <= MAX_CPUS))
 def test_with_any_numbers_apic_ids_are_told_apart_and_counts_agree(counts: tuple[int, int, int]) -> None:
     topology = Topology(*counts)
@@ -107,6 +108,7 @@ def test_with_any_numbers_apic_ids_are_told_apart_and_counts_agree(counts: tuple
             assert len(places) == topology.cpus
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(1, MAX_CPUS)] * 3).filter(lambda t: t[0] * t[1] * t[2] <= MAX_CPUS))
 def test_tables_list_the_same_cpus(counts: tuple[int, int, int]) -> None:
     topology = Topology(*counts)

@@ -27,7 +27,7 @@ from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.config import Config, check_vm_name
 from pyhyve.errors import BackendError, ConfigError, Status
-from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciInterrupt, PciRoot
+from pyhyve.firmware.platform import PciInterrupt, PciRoot, root_windows
 from pyhyve.hw import xmsr
 from pyhyve.hw.chipset.elcr import Elcr
 from pyhyve.hw.chipset.hpet import Hpet
@@ -45,7 +45,7 @@ from pyhyve.hw.chipset.rtc import Rtc
 from pyhyve.hw.chipset.uart16550 import COM_PORTS, Uart16550
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
-from pyhyve.hw.pci.bus import WINDOWS, PciBus
+from pyhyve.hw.pci.bus import WINDOWS, PciBus, memory_64_window
 from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.isa import IsaDevices
 from pyhyve.lifecycle import Stateful
@@ -65,7 +65,7 @@ from pyhyve.settings import (
 )
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
-from pyhyve.vmm.cpuid import Topology, shape, vendor
+from pyhyve.vmm.cpuid import Topology, physical_bits, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
@@ -245,13 +245,15 @@ class Machine:
         # A halted vCPU sleeps in ``run`` in any case: where HLT cannot exit, an idle guest still costs nothing.
         hlt_exit = config.get_bool("x86.vmexit_on_hlt") and vm.capability(Capability.HLT_EXIT)
         mode = ApicMode.X2APIC if config.get_bool("x86.x2apic") else ApicMode.XAPIC
+        table = shape(vm.supported_cpuid(), topology)
+        self._memory_64 = memory_64_window(self.memory.regions[-1].end, physical_bits(table))
         around = Platform(
             pio=self.pio,
             mmio=self.mmio,
             msr=self.msr,
             acknowledge=self.pic.acknowledge if self.pic is not None else None,
             eoi=self.ioapic.eoi if self.ioapic is not None else None,
-            open_bus=((WINDOWS[BarKind.MEMORY_32][0], HIGH_BASE), WINDOWS[BarKind.MEMORY_64]),
+            open_bus=((WINDOWS[BarKind.MEMORY_32][0], HIGH_BASE), self._memory_64),
             strict_io=config.get_bool("x86.strictio"),
             strict_msr=config.get_bool("x86.strictmsr"),
         )
@@ -266,7 +268,6 @@ class Machine:
             host_cpus = read_pinning(config, index)
             if host_cpus is not None:
                 self.vcpus.pin(index, host_cpus)
-        table = shape(vm.supported_cpuid(), topology)
         vm.set_cpuid(table)
         xmsr.attach(self.msr, vendor(table))
 
@@ -331,7 +332,7 @@ class Machine:
         )
         taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
         irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
-        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level, irqs))
+        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level, irqs), self._memory_64)
         self._closing.callback(self.pci.close)
         self.pci.attach()
         for address in read_slots(self.config):
@@ -380,7 +381,7 @@ class Machine:
             domains=read_domains(self.config, topology.cpus, self.memory.regions),
             fwcfg_ports=self._isa.fwcfg_ports,
             pci_roots=tuple(
-                PciRoot(bus, last, DEFAULT_WINDOWS if bus == roots[0] else ())
+                PciRoot(bus, last, root_windows(self._memory_64) if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)
             ),
             pci_interrupts=tuple(sorted(interrupts)),

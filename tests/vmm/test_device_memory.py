@@ -259,4 +259,3 @@ def bhyves() -> Iterator[Form]:
         name = form.text.removeprefix("rep ")
         if name.startswith(names) and not name.startswith(others) and "xmm" not in name:
             yield form
-

@@ -59,13 +59,18 @@ class PciInterrupt:
     irq: int
 
 
-DEFAULT_WINDOWS = (
-    # the gap is the PCI configuration ports' own
-    Window(WindowKind.IO, 0x0000, 0x0CF7),
-    Window(WindowKind.IO, 0x0D00, 0xFFFF),
-    Window(WindowKind.MEMORY_32, 0xC0000000, 0xDFFFFFFF),
-    Window(WindowKind.MEMORY_64, 0xD000000000, 0xEFFFFFFFFF),
-)
+def root_windows(memory_64: tuple[int, int] = (0xD000000000, 0xF000000000)) -> tuple[Window, ...]:
+    """What the first root bus passes on: ports, memory below 4 GiB, and ``memory_64`` (first address, end)."""
+    return (
+        # the gap is the PCI configuration ports' own
+        Window(WindowKind.IO, 0x0000, 0x0CF7),
+        Window(WindowKind.IO, 0x0D00, 0xFFFF),
+        Window(WindowKind.MEMORY_32, 0xC0000000, 0xDFFFFFFF),
+        Window(WindowKind.MEMORY_64, memory_64[0], memory_64[1] - 1),
+    )
+
+
+DEFAULT_WINDOWS = root_windows()
 
 
 SMBIOS_STRINGS: Mapping[str, str] = {

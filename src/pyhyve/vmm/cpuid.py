@@ -197,6 +197,11 @@ def vendor(entries: Iterable[CpuidEntry]) -> str:
     return ""
 
 
+def physical_bits(entries: Iterable[CpuidEntry]) -> int:
+    """Bits of a physical address (leaf 0x80000008); 36 without that leaf (SDM Vol. 3A §4.1.4)."""
+    return next((entry.eax & 0xFF for entry in entries if entry.leaf == EXTENDED_LEAF + 8), 36)
+
+
 def shape(
     supported: Iterable[CpuidEntry], topology: Topology = Topology(), *, x2apic: bool = True
 ) -> list[CpuidEntry]:

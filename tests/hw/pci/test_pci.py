@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from pyhyve.hw import registry
 from pyhyve.hw.chipset.legacy_irq import ROUTABLE, LegacyIrqs
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import Bar, BarKind
-from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus
+from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus, memory_64_window
 from pyhyve.hw.pci.config_space import ConfigSpace, Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import IntxRouting
@@ -141,6 +143,32 @@ def test_bars_get_addresses_and_decode_from_the_start(rig: Rig) -> None:
     assert rig.pio.read(io + 5, 1) == 5
     assert rig.mmio.read(memory + 0x10, 4) == 0x10
     assert rig.mmio.read(high + 0x20, 8) == 0x20
+
+
+@pytest.mark.parametrize(
+    ("memory_end", "bits", "window"),
+    [
+        (1 << 30, 46, (0xD000000000, 0xF000000000)),
+        (1 << 30, 40, (0xD000000000, 0xF000000000)),
+        (1 << 30, 39, (0x6000000000, 0x8000000000)),
+        (1 << 30, 36, (0xC00000000, 0x1000000000)),
+        (900 << 30, 46, (0x300000000000, 0x400000000000)),
+    ],
+)
+def test_64_bit_bars_lie_where_the_cpu_reaches_them_and_memory_does_not(
+    memory_end: int, bits: int, window: tuple[int, int]
+) -> None:
+    assert memory_64_window(memory_end, bits) == window
+    environment = replace(Rig().environment, pio=PioBus(), mmio=MmioBus())
+    bus = PciBus(environment, IntxRouting(Lines().router), window)
+    sample = Sample(bus.environment, {})
+    bus.add(PciAddress(0, 3, 0), sample)
+    assert sample.bars[2].mapped == window[0]
+
+
+def test_memory_that_leaves_no_room_for_pci_is_refused() -> None:
+    with pytest.raises(DeviceError, match="leaves no room for PCI"):
+        memory_64_window(50 << 30, 36)
 
 
 def test_decode_enables(rig: Rig) -> None:

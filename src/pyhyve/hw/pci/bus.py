@@ -35,7 +35,22 @@ WINDOWS: dict[BarKind, tuple[int, int]] = {
     BarKind.MEMORY_32: (0xC0000000, 0xE0000000),
     BarKind.MEMORY_64: (0xD000000000, 0xF000000000),
 }
-"""First address, and the one after the last, for each kind of BAR."""
+"""First address, and the one after the last, for each kind of BAR; the last one where bhyve has it."""
+
+
+def memory_64_window(memory_end: int, physical_bits: int) -> tuple[int, int]:
+    """Where 64-bit BARs go on a CPU of so many address bits, above memory.
+
+    That is bhyve's place, or the last quarter of the addresses where that place is out of reach or taken by memory.
+    Raises ``DeviceError`` where memory leaves no room.
+    """
+    first, end = WINDOWS[BarKind.MEMORY_64]
+    if end <= 1 << physical_bits and memory_end <= first:
+        return first, end
+    first, end = 3 << physical_bits - 2, 1 << physical_bits
+    if memory_end > first:
+        raise DeviceError(f"guest memory up to {memory_end:#x} leaves no room for PCI below {end:#x}")
+    return first, end
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -65,14 +80,17 @@ class InterruptRoute:
 class PciBus:
     """All buses of the machine."""
 
-    def __init__(self, environment: Environment, intx: IntxRouting) -> None:
+    def __init__(
+        self, environment: Environment, intx: IntxRouting, memory_64: tuple[int, int] = WINDOWS[BarKind.MEMORY_64]
+    ) -> None:
         self.lock = threading.RLock()
         self.environment = environment
         self.intx = intx
+        self.windows = {**WINDOWS, BarKind.MEMORY_64: memory_64}
         self.functions: dict[PciAddress, PciFunction] = {}
         self._routes: list[InterruptRoute] = []
         self._by_number: dict[int, PciFunction] = {}  # bus << 8 | device << 3 | function
-        self._next = {kind: start for kind, (start, _) in WINDOWS.items()}
+        self._next = {kind: start for kind, (start, _) in self.windows.items()}
         self._selected = 0
 
     def attach(self) -> None:
@@ -143,7 +161,7 @@ class PciBus:
         address = (self._next[kind] + size - 1) & ~(size - 1)
         while kind is BarKind.IO and not self.environment.pio.is_free(address, size):
             address += size  # a device at fixed ports is in the way
-        if address + size > WINDOWS[kind][1]:
+        if address + size > self.windows[kind][1]:
             raise DeviceError(f"no room for a BAR of {size:#x} bytes in {kind.value}")
         self._next[kind] = address + size
         return address
