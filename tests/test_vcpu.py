@@ -268,6 +268,42 @@ def test_a_pause_holds_every_vcpu_until_resume():
     machine.set.join()
 
 
+def test_a_hold_keeps_every_vcpu_out_of_the_guest_and_lets_it_go():
+    machine = Machine([])
+    machine.set.add(0)
+    with machine.set.held(), machine.set.held():
+        machine.cpus[0].script = [exits.InOut(0x80, 1, True), OFF]
+        machine.cpus[0].kick()
+        assert machine.set.attention
+    assert machine.ended.wait(10)
+    machine.set.join()
+    assert len(machine.cpus[0].answers) == 1
+
+
+def test_a_hold_leaves_a_pause_as_it_was():
+    machine = Machine([])
+    machine.set.add(0)
+    machine.set.pause()
+    with machine.set.held():
+        machine.set.resume()
+        machine.set.pause()
+    machine.cpus[0].script = [OFF]
+    machine.cpus[0].kick()
+    assert machine.set.paused
+    assert machine.set.attention
+    assert machine.set.outcome is None
+    machine.set.resume()
+    assert machine.ended.wait(10)
+    machine.set.join()
+
+
+def test_a_machine_that_has_ended_cannot_be_held():
+    machine = Machine([OFF])
+    machine.run()
+    with pytest.raises(BackendError, match="has ended"), machine.set.held():
+        pass
+
+
 def test_a_paused_machine_can_end():
     machine = Machine([])
     machine.set.add(0)

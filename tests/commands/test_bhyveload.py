@@ -1,6 +1,9 @@
 """bhyveload and the machine it leaves: loaded, run once, loaded again."""
 
+import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,7 +17,24 @@ from pyhyve.memory import GuestMemory
 from tests import kernels
 from tests.commands.named import boot, call, load, machines, run, running
 from tests.conftest import find_backend
+from tests.loader.disk import images
 from tests.loader.images import bzimage
+
+# Waits for a character, then writes to every page from 2 MiB up to 16 MiB.
+FILL_MEMORY = """
+    say "ready\\n"
+0:  mov $0x3fd, %dx
+    in %dx, %al
+    test $1, %al
+    jz 0b
+    mov $0x200000, %edi
+0:  movl $0x12345678, (%edi)
+    add $4096, %edi
+    cmp $0x1000000, %edi
+    jb 0b
+    say "full\\n"
+    power_off
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +150,52 @@ def test_more_memory_than_the_file_system_has_is_one_line():
     assert "104857600 MB of guest memory do not fit into" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert machines() == []
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A runtime directory that has 24 MB and the means to fill it up."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24M,mode=700", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    monkeypatch.setenv("PYHYVE_RUNTIME_DIR", str(place))
+
+    def fill():
+        with open(place / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    yield fill
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_runtime_directory_is_one_line(small):
+    done = call("bhyveload", "-m", "32M", kernels.build(kernels.SPIN), "vm0")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"bhyveload: 32 MB of guest memory do not fit into \S+, which has 2[34] MB free .*\n", done.stderr
+    )
+    assert machines() == []
+    small()
+    for done in (
+        call("bhyveload", "-m", "16M", kernels.build(kernels.SPIN), "vm0"),
+        call("bhyvectl", "--vm=vm0", "--create"),
+        run("auto", *boot(kernels.SPIN), "-m", "16M"),
+    ):
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "No space left on device" in done.stderr or "do not fit" in done.stderr
+    assert machines() == []
+
+
+def test_a_full_runtime_directory_does_not_hurt_a_guest_that_runs(small, backend):
+    load(FILL_MEMORY)
+    with running(backend, "ready\n") as process:
+        small()
+        assert process.communicate("q", timeout=60) == ("full\n", "")
+        assert process.returncode == 1
 
 
 # -- running it --
@@ -280,3 +346,69 @@ def test_a_killed_machine_without_a_load_is_loaded_anew(backend):
 def test_wiring_is_remembered():
     load(kernels.POWER_OFF, "vm0", "-S")
     assert " wired" in call("bhyvectl", "--vm=vm0", "--get-lowmem").stdout
+
+
+# -- from a directory or a disk --
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A guest's files: a kernel that powers off, and the boot configuration that names it."""
+    kernel = Path(kernels.build(kernels.POWER_OFF)).read_bytes()
+    config = "menuentry 'Tiny' {\n linux /boot/vmlinuz-1 quiet\n}\n"
+    return images.write(tmp_path / "root", {"boot/vmlinuz-1": kernel, "boot/grub/grub.cfg": config})
+
+
+def test_a_directory_names_its_kernel(installed, backend):
+    done = call("bhyveload", "-m", "16M", "-h", installed, "vm0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"loaded Tiny: {installed}:boot/vmlinuz-1\n", "")
+    assert run(backend).stdout == "hello\n"
+
+
+@pytest.mark.parametrize("kind", ["ext4", "fat", "mbr"])
+def test_a_disk_names_its_kernel(kind, installed, tmp_path):
+    if kind == "fat":
+        disk = images.fat(tmp_path / "disk", installed, 16, 16 << 20)
+    else:
+        disk = images.ext(tmp_path / "disk", installed, "ext4", 8 << 20)
+    if kind == "mbr":
+        disk = images.disk(tmp_path / "whole", "dos", [(disk, "83")])
+    done = call("bhyveload", "-m", "16M", "-d", disk, "vm0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"loaded Tiny: {disk}:boot/vmlinuz-1\n", "")
+    assert run("auto").stdout == "hello\n"
+
+
+def test_what_the_command_line_says_wins_over_the_configuration(installed, tmp_path):
+    (tmp_path / "initrd").write_bytes(b"another disk")
+    done = call("bhyveload", "-m16M", "-h", installed, "-C", "debug", "-i", tmp_path / "initrd", "vm0")
+    assert done.returncode == 0
+    folder = Folder("vm0")
+    memory = GuestMemory(folder.memory_size, fd=folder.open_memory())
+    data = memory.read(0, memory.size)
+    memory.close()
+    assert b"debug\0" in data
+    assert b"quiet\0" not in data
+    assert b"another disk" in data
+
+
+def test_messages_name_the_guests_own_files(installed):
+    (installed / "boot/vmlinuz-1").write_text("no kernel")
+    done = call("bhyveload", "-m", "16M", "-h", installed, "vm0")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"bhyveload: kernel {installed}:boot/vmlinuz-1 is not a kernel")
+    assert machines() == []
+
+
+def test_the_console_is_told_what_is_loaded(installed):
+    ours, theirs = os.openpty()
+    try:
+        done = call("bhyveload", "-m", "16M", "-c", os.ttyname(theirs), "-h", installed, "vm0")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert os.read(ours, 1000).startswith(b"loaded Tiny: ")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    done = call("bhyveload", "-m", "16M", "-c", "/nowhere", "-h", installed, "vm1")
+    assert done.returncode == 64
+    assert done.stderr == "bhyveload: cannot write to console /nowhere: No such file or directory\n"
+    assert machines() == ["vm0"]

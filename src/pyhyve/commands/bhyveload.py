@@ -10,7 +10,7 @@ import getopt
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from pyhyve.config import parse_memsize
 from pyhyve.errors import LoaderError, PyhyveError, Status, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyhyve.control.folder import Folder
     from pyhyve.loader.disk.bootconfig import Boot
@@ -138,7 +138,11 @@ def load_guest(options: Options) -> None:
     from pyhyve.control.folder import Folder
 
     size = parse_memsize(options.memory)
-    with _source(options, size) as boot, Folder(options.name).claim(create=True) as folder:
+    with (
+        _terminal(options.console) as tell,
+        _source(options, size) as boot,
+        Folder(options.name).claim(create=True) as folder,
+    ):
         fresh = not folder.settings()
         try:
             folder.set(transient=False, pid=os.getpid(), ended=None, wired=options.wired or None)
@@ -151,7 +155,8 @@ def load_guest(options: Options) -> None:
                 folder.drop_memory()
             raise
         if boot.title:
-            _tell(options.console, f"loaded {boot.title}: {boot.named(str(boot.kernel))}")
+            with suppress(OSError):  # a terminal that hung up, or that nobody reads
+                tell(f"loaded {boot.title}: {boot.named(str(boot.kernel))}")
 
 
 def _fill(folder: Folder, options: Options, boot: Boot, size: int) -> None:
@@ -171,17 +176,20 @@ def _fill(folder: Folder, options: Options, boot: Boot, size: int) -> None:
     folder.write_registers(from_entry(entry), entry.rsdp_pointer)
 
 
-def _tell(console: str, text: str) -> None:
-    """One line on the loader's terminal."""
+@contextmanager
+def _terminal(console: str) -> Iterator[Callable[[str], object]]:
+    """The loader's terminal, opened before anything is loaded: writes a line."""
     if console == "stdio":
-        print(text, flush=True)
+        yield lambda text: print(text, flush=True)
         return
     try:
         # a serial device may wait for its carrier in open
-        with open(os.open(console, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK), "w") as terminal:
-            terminal.write(f"{text}\r\n")
-    except OSError as error:
-        raise UsageError(f"cannot write to console {console}: {error.strerror}") from None
+        fd = os.open(console, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot write to console {console}: {reason}") from None
+    with open(fd, "wb", buffering=0) as terminal:
+        yield lambda text: terminal.write(f"{text}\r\n".encode(errors="replace"))
 
 
 def run(argv: Sequence[str]) -> int:

@@ -67,9 +67,13 @@ def syslinux(files: Files, path: str) -> list[Choice]:
                 initrds += word.removeprefix("initrd=").split(",")
             else:
                 kept.append(word)
-        absolute = tuple(posixpath.join(place, initrd) for initrd in initrds)
-        found.append(Choice(label.title, posixpath.join(place, label.kernel), absolute, " ".join(kept)))
+        absolute = tuple(_at(place, initrd) for initrd in initrds)
+        found.append(Choice(label.title, _at(place, label.kernel), absolute, " ".join(kept)))
     return found
+
+
+def _at(place: str, path: str) -> str:
+    return posixpath.normpath(posixpath.join(place, path))
 
 
 def boot_loader_entries(files: Files, base: str, environment: Mapping[str, str]) -> list[Choice]:
