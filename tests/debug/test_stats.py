@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 
 import pytest
@@ -119,6 +120,18 @@ def test_a_busy_vcpu_is_not_halted_and_a_sleeping_one_is(backend: str) -> None:
         shares[kernel] = stats["vcpu0.halted-ns"] / sum(stats[f"vcpu0.{name}"] for name in room.TIMES)
     assert shares[kernels.SLEEP] > 0.8
     assert shares[kernels.SPIN] < shares[kernels.SLEEP]
+
+
+@pytest.mark.parametrize("hlt_exit", [True, False])
+def test_a_sleeping_machine_uses_no_host_cpu(backend: str, hlt_exit: bool) -> None:
+    used: list[int] = []
+    with Machine(config_for(kernels.SLEEP, backend, **{"x86.vmexit_on_hlt": hlt_exit})) as machine:
+        machine.start()
+        for second in (0.3, 1.3):
+            machine.loop.timer(lambda: used.append(time.process_time_ns())).arm_in(int(second * 1e9))
+        machine.loop.timer(machine.power_off).arm_in(1_310_000_000)
+        machine.wait()
+    assert used[1] - used[0] <= 20_000_000  # 2 % of the second between
 
 
 def test_bytes_of_a_serial_port_are_counted_both_ways(backend: str) -> None:

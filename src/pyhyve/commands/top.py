@@ -34,6 +34,9 @@ ENGINE_COLUMNS = {
 }
 """Counters of a vCPU that are shown where the backend has them."""
 
+MOST_COLUMNS = 8
+"""vCPUs that have a column each in the table of exits."""
+
 Stats = Mapping[str, float]
 
 
@@ -122,7 +125,7 @@ def _vcpus(stats: Stats, rate: Stats, vcpus: list[str]) -> Sheet:
 
 
 def _exits(stats: Stats, rate: Stats, vcpus: list[str]) -> Sheet:
-    several = vcpus if len(vcpus) > 1 else []
+    several = vcpus if 1 < len(vcpus) <= MOST_COLUMNS else []
     sheet = Sheet(("exit", *(f"vCPU {n}/s" for n in several), "all/s", "in all"))
     for kind in EXITS:
         total = sum(stats.get(f"vcpu{n}.{kind}", 0) for n in vcpus)
