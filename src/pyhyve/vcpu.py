@@ -14,10 +14,11 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -104,9 +105,62 @@ class Counters:
     inout: int = 0
     rdmsr: int = 0
     wrmsr: int = 0
+    intack: int = 0
+    eoi: int = 0
+    debug: int = 0
+    spinup_ap: int = 0
+    spindown_cpu: int = 0
+    suspended: int = 0
+    vmx: int = 0
 
     def named(self) -> dict[str, int]:
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+
+
+@dataclass(slots=True)
+class HostTime:
+    """The thread that runs a vCPU, as the host's accounting knows it, and the sums of those that did and have ended."""
+
+    thread: int = 0
+    """The host's number of the thread, 0 where there is none."""
+    since_ns: int = 0
+    past_ns: int = 0
+    past_cpu_ns: int = 0
+    past_wait_ns: int = 0
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """The backend's counters when the thread last marked, which it does outside the guest, if asked to."""
+    counters_ns: int = 0
+    """The life of the threads at that moment."""
+    marked: threading.Event = field(default_factory=threading.Event)
+    wanted: bool = False
+    """Whether somebody waits for a mark."""
+
+    def begin(self) -> None:
+        """In the new thread."""
+        self.since_ns = time.monotonic_ns()
+        self.thread = threading.get_native_id()
+
+    def end(self) -> None:
+        """In the thread, when it is about to end."""
+        self.thread = 0
+        self.past_ns += time.monotonic_ns() - self.since_ns
+        self.past_cpu_ns += time.thread_time_ns()
+        self.past_wait_ns += thread_times(threading.get_native_id())[1]
+
+    def mark(self, counters: Mapping[str, float]) -> None:
+        """In the thread: keep what the counters are now."""
+        self.counters, self.counters_ns = counters, self.past_ns + time.monotonic_ns() - self.since_ns
+        self.wanted = False
+        self.marked.set()
+
+
+class Observer(Protocol):
+    """Who looks on: told the vCPU, the exit, the answer it got (None: none), when its handling began, and its length.
+
+    Times are those of ``time.monotonic_ns()``. It is called in the vCPU's thread.
+    """
+
+    def __call__(self, vcpu: int, exit_: Exit, answer: int | None, start_ns: int, took_ns: int, /) -> None: ...
 
 
 class Ports(Protocol):
@@ -160,6 +214,7 @@ class Vcpu:
         self.platform = platform
         self.counters = Counters()
         self.on_debug: Callable[[Vcpu, exits.Debug], Verdict] | None = None
+        self.host = HostTime()
         self._known_msrs: set[tuple[bool, int]] = set()
         self._pio_read = platform.pio.read
         self._pio_write = platform.pio.write
@@ -182,6 +237,31 @@ class Vcpu:
             exits.Debug: self._debug,
             exits.EntryFailed: self._entry_failed,
         }
+
+    def observe(self, observer: Observer, kinds: Collection[type[Exit]]) -> None:
+        """Tell ``observer`` of every exit of these kinds when it has been handled. To be called before the start."""
+        answer = self._answer
+        given: int | None = None
+
+        def answering(value: int) -> None:
+            nonlocal given
+            given = value
+            answer(value)
+
+        def observed(handler: Callable[[Any], Verdict]) -> Callable[[Any], Verdict]:
+            def handle(exit_: Exit) -> Verdict:
+                nonlocal given
+                given = None
+                start = time.monotonic_ns()
+                verdict = handler(exit_)
+                observer(self.index, exit_, given, start, time.monotonic_ns() - start)
+                return verdict
+
+            return handle
+
+        self._answer = answering
+        for kind in kinds:
+            self.handlers[kind] = observed(self.handlers[kind])
 
     def loop(self) -> Status | None:
         """Run until the machine ends or this vCPU leaves. The status that it ends the machine with, if it does."""
@@ -295,9 +375,12 @@ class Vcpu:
 
     def _bogus(self, _exit: exits.Bogus) -> Verdict:
         self.counters.bogus += 1
+        if self.host.wanted:
+            self.host.mark(self.cpu.stats())
         return _RESTART
 
     def _int_ack(self, _exit: exits.IntAck) -> Verdict:
+        self.counters.intack += 1
         if self.platform.acknowledge is None:
             complain(f"vcpu {self.index}: an interrupt acknowledge, but no interrupt controller to answer it")
             return Verdict.ABORT
@@ -305,24 +388,30 @@ class Vcpu:
         return _CONTINUE
 
     def _ioapic_eoi(self, exit_: exits.IoapicEoi) -> Verdict:
+        self.counters.eoi += 1
         if self.platform.eoi is not None:
             self.platform.eoi(exit_.vector)
         return _CONTINUE
 
     def _spinup_ap(self, exit_: exits.SpinupAp) -> Verdict:
+        self.counters.spinup_ap += 1
         self.owner.spin_up(exit_.vcpu, exit_.vector)
         return _CONTINUE
 
     def _spindown_cpu(self, _exit: exits.SpindownCpu) -> Verdict:
+        self.counters.spindown_cpu += 1
         return Verdict.LEAVE if self.owner.remove(self.index) else Verdict.RESET
 
     def _suspended(self, exit_: exits.Suspended) -> Verdict:
+        self.counters.suspended += 1
         return VERDICT_OF[exit_.reason]
 
     def _debug(self, exit_: exits.Debug) -> Verdict:
+        self.counters.debug += 1
         return self.on_debug(self, exit_) if self.on_debug is not None else _RESTART
 
     def _entry_failed(self, exit_: exits.EntryFailed) -> Verdict:
+        self.counters.vmx += 1
         lines = [
             f"vm exit[{self.index}]",
             "\treason\t\tVMX",
@@ -372,7 +461,7 @@ class VcpuSet:
         self._paused = False
         self._holds = 0
         self._active: dict[int, _Thread] = {}
-        self._pins: dict[int, int] = {}
+        self._pins: dict[int, frozenset[int]] = {}
         self._changed = threading.Condition()
 
     @property
@@ -389,9 +478,9 @@ class VcpuSet:
         with self._changed:
             return frozenset(self._active)
 
-    def pin(self, index: int, host_cpu: int) -> None:
-        """Run vCPU ``index`` on this host CPU only; to be called before it starts."""
-        self._pins[index] = host_cpu
+    def pin(self, index: int, host_cpus: frozenset[int]) -> None:
+        """Run vCPU ``index`` on these host CPUs only; to be called before it starts."""
+        self._pins[index] = host_cpus
 
     def add(self, index: int) -> None:
         """Put a vCPU in the active set and start its thread. Raises ``BackendError`` if it is there already."""
@@ -522,6 +611,7 @@ class VcpuSet:
 
     def _main(self, vcpu: Vcpu) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_THREAD_SIGNALS)
+        vcpu.host.begin()
         try:
             self._settle(vcpu)
             if self.attention and not self.park(vcpu):
@@ -534,16 +624,20 @@ class VcpuSet:
         else:
             if status is not None:
                 self.end(status)
+        finally:
+            vcpu.host.end()
 
     def _settle(self, vcpu: Vcpu) -> None:
         """Name the host thread and put it on its host CPU."""
         name_thread(f"vcpu {vcpu.index}")
-        host_cpu = self._pins.get(vcpu.index)
-        if host_cpu is not None:
+        host_cpus = self._pins.get(vcpu.index)
+        if host_cpus is not None:
             try:
-                os.sched_setaffinity(0, {host_cpu})
-            except OSError as error:
-                raise BackendError(f"cannot pin vcpu {vcpu.index} to host CPU {host_cpu}: {error.strerror}") from None
+                os.sched_setaffinity(0, host_cpus)
+            except (OSError, ValueError) as error:
+                where = ",".join(map(str, sorted(host_cpus)))
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise BackendError(f"cannot pin vcpu {vcpu.index} to host CPU {where}: {reason}") from None
 
 
 def name_thread(name: str) -> None:
@@ -553,6 +647,19 @@ def name_thread(name: str) -> None:
             file.write(name.encode()[:15])
     except OSError:
         pass  # cosmetic
+
+
+def thread_times(thread: int) -> tuple[int, int]:
+    """How long a thread of ours ran on the host's CPUs, and how long it was ready but had to wait, in nanoseconds.
+
+    Both are 0 for a thread that is not there.
+    """
+    try:
+        with open(f"/proc/self/task/{thread}/schedstat", "rb") as file:
+            ran, waited, *_ = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 0, 0
+    return ran, waited
 
 
 def describe(error: BaseException, where: str) -> str:

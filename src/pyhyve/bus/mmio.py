@@ -10,7 +10,7 @@ import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from pyhyve.bus.handler import Handler, Lock, choose_lock
+from pyhyve.bus.handler import Handler, Lock, Traffic, choose_lock
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +22,7 @@ class MmioRange:
     handler: Handler
     name: str
     lock: Lock
+    traffic: Traffic
 
 
 class MmioBus:
@@ -30,6 +31,8 @@ class MmioBus:
     def __init__(self) -> None:
         self._table: tuple[list[int], list[MmioRange]] = ([], [])
         self._hint: MmioRange | None = None
+        self.traffic: dict[str, Traffic] = {}
+        """What was asked of each name; it stays when a range goes, and grows on when it comes elsewhere."""
         self._lock = threading.Lock()
 
     def register(self, gpa: int, count: int, handler: Handler, name: str, lock: Lock | None = None) -> None:
@@ -45,7 +48,7 @@ class MmioBus:
                     raise ValueError(f"addresses {gpa:#x}+{count:#x} of {name} overlap {neighbour.name}")
             if lock is None:
                 lock = choose_lock(handler, ((r.handler, r.lock) for r in ranges))
-            new = MmioRange(gpa, end, handler, name, lock)
+            new = MmioRange(gpa, end, handler, name, lock, self.traffic.setdefault(name, Traffic()))
             self._table = ([*starts[:at], gpa, *starts[at:]], [*ranges[:at], new, *ranges[at:]])
 
     def unregister(self, gpa: int) -> None:
@@ -80,6 +83,7 @@ class MmioBus:
         found = self.find(gpa)
         if found is not None and gpa + size <= found.end:
             with found.lock:
+                found.traffic.reads[size] += 1
                 return found.handler.read(gpa - found.gpa, size)
         if size == 1:
             return None
@@ -93,6 +97,7 @@ class MmioBus:
         found = self.find(gpa)
         if found is not None and gpa + size <= found.end:
             with found.lock:
+                found.traffic.writes[size] += 1
                 found.handler.write(gpa - found.gpa, size, value)
             return True
         if size == 1:
