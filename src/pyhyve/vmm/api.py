@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pyhyve.errors import BackendError
 from pyhyve.vmm.exits import Exit
 from pyhyve.vmm.registers import Reg, Segment, SegmentName, Table
+from pyhyve.vmm.startup import start_at_sipi
 
 if TYPE_CHECKING:
     from pyhyve.memory import GuestMemory
@@ -166,6 +167,13 @@ class VirtualMachine(ABC):
     def set_irq(self, gsi: int, level: bool) -> None:
         """Drive global interrupt line ``gsi`` (0-23) of the backend's PIC and I/O APIC (backends with ``ioapic``)."""
 
+    def make_level(self, irq: int) -> None:
+        """Make ISA interrupt ``irq`` level triggered, as firmware leaves it (backends with ``pic``).
+
+        A guest changes that in the ELCR, ports 0x4D0 and 0x4D1, which come with the PIC.
+        """
+        raise BackendError("this backend brings no PIC")
+
     @abstractmethod
     def set_extint(self, level: bool) -> None:
         """Drive the INTR line of the machine's own PIC into LINT0 of vCPU 0 (backends without ``pic``)."""
@@ -212,6 +220,13 @@ class VirtualCpu(ABC):
     @abstractmethod
     def run(self) -> Exit:
         """Run the guest until something needs the machine. Drops the GIL. Sleeps while the vCPU is halted."""
+
+    def start(self, vector: int) -> None:
+        """Take the INIT and the start-up IPI of a ``SpinupAp`` exit: ``run`` begins in real mode at ``vector << 12``.
+
+        The vCPU is not inside ``run`` and not to be run before.
+        """
+        start_at_sipi(self, vector)
 
     @abstractmethod
     def answer(self, value: int) -> None:
