@@ -70,8 +70,7 @@ BACKEND: Mapping[str, str] = {
     "blocks": "blocks translated",
     "block-bytes": "guest bytes in them",
     "instructions-translated": "guest instructions in them",
-    "invalidated": "blocks dropped because their code was written",
-    "code-flushes": "times that all translated code was dropped",
+    "code-flushes": "times that this vCPU had all translated code dropped",
     "run-ns": "time inside the engine, halted or not",
     "translate-ns": "time it took to translate",
     # KVM
@@ -92,6 +91,7 @@ MACHINE: Mapping[str, str] = {
     "code-bytes": "host code made of the guest's",
     "data-bytes": "what the engine keeps about it",
     "blocks-live": "translated blocks there are",
+    "invalidated": "blocks dropped because their code was written",
     "code-flushes": "times that all translated code was dropped",
     "tsc-hz": "frequency of the host's time stamp counter",
     "msi-lost": "messages sent where no local APIC listens",
