@@ -21,6 +21,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     code_create,
     code_destroy,
     code_flush,
+    code_grow,
 )
 from cython.cimports.pyhyve.vmm.soft.cpu import (
     cpu_run,
@@ -240,7 +241,12 @@ class SoftMachine:
         self.e.regions[number].host = host
         self.e.regions[number].readonly = readonly
         self.e.region_count = number + 1
+        grown = self.e.code == cython.NULL or code_grow(self.e) == 0
+        if not grown:
+            self.e.region_count = number
         self._forget_and_go()
+        if not grown:
+            raise BackendError("no memory for the code of a new memory region")
 
     def unmap_memory(self, gpa):
         i: uint32_t
