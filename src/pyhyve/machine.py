@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyhyve import firmware
 from pyhyve.backends.char import open_char
@@ -55,6 +55,9 @@ from pyhyve.vmm.cpuid import Topology, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
+if TYPE_CHECKING:
+    from pyhyve.debug.gdb.server import GdbServer
+
 TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ = 0, 1, 8, 9
 NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
@@ -64,7 +67,6 @@ NOT_YET = {
     "dbgport": "the debug port (-g)",
     "domains.item": "memory domains (-n)",
     "fwcfg.item": "the firmware configuration device (-f)",
-    "gdb.port": "the gdb server (-G)",
     "keyboard.layout": "a keyboard (-K)",
     "lpc.bootrom": "a boot ROM (-l bootrom)",
     "lpc.fwcfg": "the firmware configuration device (-l fwcfg)",
@@ -139,6 +141,8 @@ class Machine:
         """Every chip and bus with state, by name."""
         self.vm: VirtualMachine
         self.memory: GuestMemory
+        self.gdb: GdbServer
+        """Where ``gdb.port`` asks for it."""
         self._ended = threading.Event()
         self._runs_loop = False
         self._on_quit = on_quit or self.power_off
@@ -183,6 +187,7 @@ class Machine:
         rsdp = self._write_tables(topology)
         self._load(rsdp)
         self._inspect_at_end()
+        self._listen_for_a_debugger()
 
     def _refuse_what_is_missing(self) -> None:
         for name, what in NOT_YET.items():
@@ -357,6 +362,13 @@ class Machine:
             write = at_end(self.config, self.vm)
             if write is not None:
                 self._closing.callback(write)
+
+    def _listen_for_a_debugger(self) -> None:
+        if "gdb.port" in self.config:
+            from pyhyve.debug.gdb.server import serve
+
+            self.gdb = serve(self, self.config)
+            self._closing.callback(self.gdb.close)
 
     # -- running --
 
