@@ -102,6 +102,10 @@ cdef bint code_written(Engine *e, CpuState *s, uint64_t gpa, uint32_t size) noex
 # The same from any thread: takes effect when the vCPU is next between blocks.
 cdef void code_written_later(Engine *e, uint64_t gpa, uint64_t size) noexcept nogil
 cdef void code_settle(Engine *e) noexcept nogil
+# Likewise: drop the translations of every page that has code at this page offset.
+cdef void code_offset_later(Engine *e, uint32_t offset) noexcept nogil
+cdef void offset_changed(Engine *e, uint32_t offset) noexcept nogil
+cdef bint page_covers(CodePage *page, uint32_t offset) noexcept nogil
 
 cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
 cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil

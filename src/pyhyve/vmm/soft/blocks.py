@@ -366,6 +366,9 @@ def code_settle(e):
         code_flush(e)
     else:
         for i in range(c.queue_count):
+            if c.queue_size[i] == 0:
+                offset_changed(e, cython.cast(uint32_t, c.queue_gpa[i]))
+                continue
             at = c.queue_gpa[i]
             end = at + c.queue_size[i]
             while at < end:
@@ -376,3 +379,42 @@ def code_settle(e):
                 at += piece
     c.queue_count = 0
     c.queue_all = 0
+
+
+def page_covers(page, offset):
+    """Is there a block with code at ``offset`` of this page?"""
+    b: cython.pointer(Block) = page.first
+    start: uint32_t
+    while b != cython.NULL:
+        start = b.gpa & 0xFFF
+        if b.valid and start <= offset < start + b.size:
+            return True
+        b = b.page_next
+    return False
+
+
+def offset_changed(e, offset):
+    """Drop the code of every page that has some at ``offset``: what is looked for there is another thing now.
+
+    Whole pages, for what jumps inside a page is chained, and would come by the lookup for ever.
+    """
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    number: uint64_t
+    for number in range(c.page_count):
+        if c.pages[number] != cython.NULL and page_covers(c.pages[number], offset):
+            code_written(e, cython.NULL, number << 12, 4096)
+
+
+def code_offset_later(e, offset):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    n: uint32_t
+    if c == cython.NULL:
+        return
+    if c.queue_count < 256:
+        c.queue_gpa[c.queue_count] = offset
+        c.queue_size[c.queue_count] = 0
+        c.queue_count += 1
+    else:
+        c.queue_all = 1
+    for n in range(e.cpu_count):
+        __atomic_fetch_or(cython.address(e.cpus[n].pending), PENDING_INVALIDATE, 5)

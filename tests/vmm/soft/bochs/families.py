@@ -460,7 +460,6 @@ def string(ground: Ground) -> None:
         r["rax"] = 0x5A5A5A5A
     if ground.chance(0.6):
         ground.spoil_pages()
-    ground.repeats = True
 
 
 PAGE_CODES = ("8a03", "8803", "0003", "8b03", "8903", "8703", "0f0103", "0f0023", "0fc70b", "ff33", "668b03")
