@@ -167,14 +167,14 @@ def pretty(state: Mapping[str, object], indent: str = "") -> Iterator[str]:
     """A saved state, a line a value."""
     for name, value in state.items():
         if isinstance(value, Mapping):
-            yield f"{indent}{name}:"
+            yield f"{indent}{name.lstrip('_')}:"
             yield from pretty(value, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             for number, item in enumerate(value):
-                yield f"{indent}{name}[{number}]:"
+                yield f"{indent}{name.lstrip('_')}[{number}]:"
                 yield from pretty(item, indent + "  ")
         else:
-            yield f"{indent}{name}: {_plain(value)}"
+            yield f"{indent}{name.lstrip('_')}: {_plain(value)}"
 
 
 def _plain(value: object) -> str:

@@ -9,7 +9,7 @@ The features beyond gdb's own hold the base of the inactive GS, the control regi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -280,6 +280,11 @@ class RegisterFile:
     def read(self, cpu: VirtualCpu, number: int) -> bytes:
         """One register, little-endian. Raises ``IndexError``."""
         return self._bytes(self.registers[number], View(cpu))
+
+    def read_some(self, cpu: VirtualCpu, numbers: Iterable[int]) -> list[bytes]:
+        """Several registers at once."""
+        view = View(cpu)
+        return [self._bytes(self.registers[number], view) for number in numbers]
 
     def read_all(self, cpu: VirtualCpu) -> bytes:
         """All of them, in order."""

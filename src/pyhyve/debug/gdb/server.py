@@ -25,6 +25,7 @@ from pyhyve.vmm.exits import SuspendReason
 
 DEFAULT_ADDRESS = "127.0.0.1"
 _READ = 1 << 16
+_MOST_READS = 32
 _MOST_WAITING = 64
 """Packets that may wait while the guest runs."""
 _MOST_UNSENT = 1 << 20
@@ -51,6 +52,7 @@ class Connection:
         self._unsent = bytearray()
         self._last = b""
         self._waiting: deque[bytes] = deque()
+        self._interrupted = False
         self._finishing = False
         self._open = True
         self.acknowledge = True
@@ -61,38 +63,38 @@ class Connection:
         with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._loop.add_reader(client.fileno(), self._readable)
+        self._loop.add_reader(client.fileno(), self.readable)
 
     # -- in --
 
-    def _readable(self) -> None:
+    def readable(self) -> bool:
+        """Take in what has come; whether there was any."""
         try:
             data = self._client.recv(_READ)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self.close()
-            return
+            return True
         for found in self._framer.feed(data):
             if not self._open or self._finishing:
-                return
+                break
             self._take(found)
-        self.go_on()
+        return True
 
     def _take(self, found: Packet | Sign) -> None:
         if isinstance(found, Packet):
             if self.acknowledge:
                 self._write(b"+")
             self._waiting.append(found.data)
-            if len(self._waiting) > _MOST_WAITING:
-                self.go_on()
+            self.go_on()
             if len(self._waiting) > _MOST_WAITING:
                 self.close()
         elif found is Sign.INTERRUPT:
-            if self._server.control.state is State.RUNNING:
-                self._server.control.interrupt()
+            self._interrupted = True
+            self.go_on()
         elif found is Sign.NAK:
             if self.acknowledge:
                 self._write(self._last)
@@ -103,6 +105,12 @@ class Connection:
         """Answer what waits, as long as the machine is stopped."""
         while self._waiting and self._open and not self._finishing and self.session.stopped:
             self.session.answer(self._waiting.popleft())
+        if self._interrupted and self._open:
+            # One that comes behind packets that have to wait still is for the guest that these let go.
+            running = self._server.control.state is State.RUNNING
+            self._interrupted = bool(self._waiting) and not running
+            if running:
+                self._server.control.interrupt()
 
     # -- out --
 
@@ -178,12 +186,21 @@ class GdbServer:
             client, _ = self._listener.accept()
         except OSError:
             return  # it has gone again
-        if self._connection is not None:
+        if self._is_there():
             client.close()
             return
         self.space.physical = False
         self._connection = Connection(self, client)
         self.control.interrupt(SIGTRAP)
+
+    def _is_there(self) -> bool:
+        """Whether a debugger is connected; the end of the connection may lie in its socket still."""
+        for _ in range(_MOST_READS):
+            if self._connection is None:
+                return False
+            if not self._connection.readable():
+                break
+        return self._connection is not None
 
     def _stopped(self, stop: Stop) -> None:
         if self._connection is not None:
@@ -230,5 +247,5 @@ def listen(address: str, port: int) -> socket.socket:
 def serve(machine: Machine, config: Config) -> GdbServer:
     """The server that ``gdb.port``, ``gdb.address`` and ``gdb.wait`` ask for."""
     address = config.get("gdb.address") or DEFAULT_ADDRESS
-    port = config.get_int("gdb.port", minimum=0)
+    port = config.get_int("gdb.port", minimum=0, maximum=0xFFFF)
     return GdbServer(machine, address, port, wait=config.get_bool("gdb.wait", False))

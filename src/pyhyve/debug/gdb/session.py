@@ -134,10 +134,9 @@ class Session:
                 parts.append(f"{name}:{stop.address:x};")
             elif name in self._reports:
                 parts.append(f"{name}:;")
-        cpu = self._vcpus[stop.index].cpu
-        for name in _EXPEDITED:
-            number = self._file.numbers[name]
-            parts.append(f"{number:x}:{self._file.read(cpu, number).hex()};")
+        numbers = [self._file.numbers[name] for name in _EXPEDITED]
+        for number, value in zip(numbers, self._file.read_some(self._vcpus[stop.index].cpu, numbers), strict=True):
+            parts.append(f"{number:x}:{value.hex()};")
         return "".join(parts).encode()
 
     def _why(self, _rest: bytes) -> bytes | None:
