@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import boot, exits, host, startup, work
+from benchmarks import boot, debugger, exits, host, startup, work
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result
 
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result]], bool]] = {
     "start": (startup.run_start, False),
     "pio": (exits.run_pio, False),
     "mmio": (exits.run_mmio, False),
+    "gdb": (debugger.run_gdb, False),
     "boot": (boot.run_boot, True),
     "memory": (boot.run_memory, True),
     "work": (work.run_work, True),

@@ -1,6 +1,7 @@
 """Debian's gdb on a guest of a few instructions, on each backend: what a person types, and what gdb makes of it."""
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -147,12 +148,20 @@ def test_ctrl_c_detach_and_again(gdb, machine):
 
 
 def test_vector_registers(gdb):
-    gdb("set $xmm3.uint128 = 0x112233445566778899aabbccddeeff00")
+    gdb("set $xmm3.v2_int64[0] = 0x1122334455667788")
+    gdb("set $ymm3.v4_int64[3] = 0x0123456789abcdef")
     gdb("set $mxcsr = 0x1fa0")
-    assert "0x112233445566778899aabbccddeeff00" in gdb("output/x $xmm3.uint128")
-    assert "0xffffffff" not in gdb("info registers system")
+    gdb("set $st0 = 1.5")
     gdb("stepi")
-    assert "0x112233445566778899aabbccddeeff00" in gdb("output/x $xmm3.uint128")
+    assert "{0x1122334455667788, 0x0, 0x0, 0x123456789abcdef}" in gdb("output/x $ymm3.v4_int64")
+    assert gdb.number("$mxcsr") == 0x1FA0
+    assert "1.5" in gdb("output $st0")
+
+
+def test_control_registers_are_listed(gdb):
+    listing = gdb("info registers")
+    assert re.search(r"^cr0 +0x11 ", listing, re.MULTILINE)
+    assert {"fs_base", "k_gs_base", "cr3", "cr8", "efer"} <= {line.split()[0] for line in listing.splitlines()}
 
 
 def test_monitor_commands_of_a_whole_machine(gdb, machine):

@@ -195,8 +195,8 @@ def _write_tags(view: View, value: int) -> None:
 # -- the table --
 
 
-def _reg(reg: Reg, bits: int, kind: str, feature: str, name: str = "", group: str = "") -> Register:
-    return Register(name or reg.value, bits, kind, feature, partial(_read_reg, reg), partial(_write_reg, reg), group)
+def _reg(reg: Reg, bits: int, kind: str, feature: str, name: str = "") -> Register:
+    return Register(name or reg.value, bits, kind, feature, partial(_read_reg, reg), partial(_write_reg, reg))
 
 
 def _field(name: str, bits: int, kind: str, feature: str, where: tuple[int, int, int], group: str) -> Register:
@@ -236,9 +236,9 @@ def _all(avx: bool) -> Iterator[Register]:
         read, write = partial(_read_base, name), partial(_write_base, name)
         yield Register(f"{name}_base", 64, "int64", "segments", read, write)
     gs_base = partial(_read_msr, _KERNEL_GS_BASE), partial(_write_msr, _KERNEL_GS_BASE)
-    yield Register("k_gs_base", 64, "int64", "system", *gs_base, "system")
+    yield Register("k_gs_base", 64, "int64", "system", *gs_base)
     for reg in _SYSTEM:
-        yield _reg(reg, 64, "int64", "system", group="system")
+        yield _reg(reg, 64, "int64", "system")
 
 
 _FEATURES = {
