@@ -82,6 +82,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FAULT,
     FLAG_RF,
     FLAG_TF,
+    HIT_DEBUGGER,
     LEAVE,
     LOW32,
     MMU_KERNEL,
@@ -632,6 +633,8 @@ def run_loop(s):
             status = table[ops[insn.op].helper](s, insn)
             if status == FAULT:
                 continue
+            if s.watch_hits and insn.rep and linear_rip(s) == s.page_va + s.exit_target:
+                s.flags_system |= FLAG_RF  # between two iterations of a string instruction (17.3.1.1)
             if trap:
                 trap = trap_follows(s, insn)
             if status == LEAVE:
@@ -665,12 +668,12 @@ def run_loop(s):
             s.replay = 0
             s.mmio_reads = 0
             if why == X_HELPER and insn.rep and linear_rip(s) == va:
-                s.flags_system |= FLAG_RF  # between two iterations of a string instruction (17.3.1.1)
+                s.flags_system |= FLAG_RF
             else:
                 s.passing = 0
             if trap and not branch_step(s, va, length):
                 raise_debug(s, DR6_BS)
-            if s.step_exit and s.watch_hits == 0:
+            if s.step_exit and (s.watch_hits & HIT_DEBUGGER) == 0:
                 if s.exit.kind == EXIT_SIPI:
                     s.step_after = 1
                     return True
@@ -702,7 +705,7 @@ def cpu_run(s):
             raise_debug(s, DR6_BS)
     if s.step_after:
         s.step_after = 0
-        if s.step_exit and s.watch_hits == 0 and s.exc_pending == 0:
+        if s.step_exit and (s.watch_hits & HIT_DEBUGGER) == 0 and s.exc_pending == 0:
             s.passing = 1
             leave_with(s, EXIT_STEP, 0, 0)
             return

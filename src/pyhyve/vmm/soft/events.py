@@ -162,7 +162,7 @@ def deliver_interrupt(s, vector):
     s.count_interrupts += 1
     s.halted = 0
     if enter(
-        s, vector, SOURCE_HARDWARE, s.rip, get_rflags(s) & ~cython.cast(uint64_t, FLAG_RF), False, 0
+        s, vector, SOURCE_HARDWARE, s.rip, get_rflags(s), False, 0
     ) == DONE:
         return DONE
     return deliver_exception(s)

@@ -14,7 +14,7 @@ EXIT_RDMSR or EXIT_WRMSR. CPUID answers from the engine's table, with the bits t
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
-from cython.cimports.pyhyve.vmm.soft.debug import DEBUGCTL_BTF, DEBUGCTL_LBR, debug_update
+from cython.cimports.pyhyve.vmm.soft.debug import DEBUGCTL_BTF, DEBUGCTL_LBR, debug_update, raise_debug
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.lapic import (
@@ -74,7 +74,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EFER_NXE,
     EFER_SCE,
     ES,
-    EXC_DB,
     EXIT_HLT,
     EXIT_PAUSE,
     EXIT_RDMSR,
@@ -133,7 +132,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     get_rflags,
     gp,
     is_canonical,
-    raise_fault,
     set_rflags,
     ud,
 )
@@ -601,9 +599,9 @@ def debug_register(s, insn, number):
     if s.cpl != 0:
         return gp(s, 0)
     if s.dr[7] & DR7_GD:
-        s.dr[6] |= DR6_BD
         s.dr[7] &= ~cython.cast(uint64_t, DR7_GD)
-        return raise_fault(s, EXC_DB, False, 0)
+        raise_debug(s, DR6_BD)
+        return FAULT
     number[0] = reg + 2 if reg == 4 or reg == 5 else reg
     return DONE
 
