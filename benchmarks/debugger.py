@@ -78,7 +78,8 @@ def run_gdb(context: Context) -> Iterator[Result]:
 
     def run_qemu() -> float:
         port = _free_port()
-        return run([*qemu_options(str(context.qemu)), "-kernel", str(kernel), "-gdb", f"tcp:127.0.0.1:{port}", "-S"], port)
+        options = ["-kernel", str(kernel), "-gdb", f"tcp:127.0.0.1:{port}", "-S"]
+        return run([*qemu_options(str(context.qemu)), *options], port)
 
     kernel = context.kernel("count", _COUNT)
     times = alternate(context.runs, run_ours, run_qemu if context.qemu else None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,11 @@ from tests.system.console import PROMPT, Guest, command
 from tests.system.debugger import Debugger
 
 WANTED = ("start_kernel", "__x64_sys_newuname", "init_uts_ns", "jiffies")
-TEXT = 0xFFFFFFFF81000000
-"""Where the kernel's code begins without address randomization."""
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("gdb") is None, reason="no gdb on this host"),
-    pytest.mark.skipif(shutil.which("as") is None, reason="no `as` on this host (binutils)"),
 ]
 
 
@@ -42,17 +40,12 @@ def symbols(backend: str, image: GuestImage, tmp_path_factory: pytest.TempPathFa
     """An ELF file with some of the kernel's symbols, as the kernel lists them to root."""
     with Guest(bhyve(backend, image)) as guest:
         listing = guest.output(f"grep -wE '{'|'.join(WANTED)}' /proc/kallsyms")
-    rows = sorted(re.findall(r"^([0-9a-f]{16}) (\w) (\w+)$", listing, re.MULTILINE))
-    assert {name for _, _, name in rows} == set(WANTED), listing
-    source = ['.section .kernel, "ax", @nobits']
-    for address, kind, name in rows:
-        of_type = "function" if kind in "tT" else "object"
-        source += [f".org {int(address, 16) - TEXT}", f".globl {name}", f".type {name}, @{of_type}"]
-        source += [f"{name}: .zero 16"]
     folder = tmp_path_factory.mktemp("symbols")
-    obj, elf = folder / "kernel.o", folder / "kernel.elf"
-    subprocess.run(["as", "--64", "-o", obj, "-"], input="\n".join(source) + "\n", text=True, check=True)
-    subprocess.run(["ld", "-e", "0", f"--section-start=.kernel={TEXT:#x}", "-o", elf, obj], check=True)
+    log, elf = folder / "log", folder / "kernel.elf"
+    log.write_text(listing)
+    script = [sys.executable, str(ROOT / "examples" / "kernel_symbols.py"), str(log), str(elf)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{elf}: {len(WANTED)} symbols\n", done.stderr
     return elf
 
 
@@ -124,3 +117,19 @@ def test_gdb_debugs_a_kernel_that_boots(
             assert guest.output("true; uname -s") == "Linux\n"
             guest.send("poweroff -f\n")
             assert guest.end() == 1
+
+
+def test_the_session_of_the_documentation(symbols: Path, port: int, backend: str, image: GuestImage) -> None:
+    text = (ROOT / "docs" / "debugging.md").read_text()
+    session = text.split("```gdb\n")[1].split("```")[0]
+    commands = [line.removeprefix("(gdb) ") for line in session.splitlines() if line.startswith("(gdb) ")]
+    assert (commands[0], commands[-1]) == ("target remote :1234", "detach")
+    with Debugger(symbols) as gdb:
+        gdb.send(f"target remote :{port}")
+        with Guest(bhyve(backend, image, "-G", f"w{port}"), at_prompt=False) as guest:
+            gdb.wait()
+            for command in commands[1:]:
+                answer = gdb(command)
+                for trouble in ("No symbol", "ndefined", "rror", "not supported", "Cannot", "no command"):
+                    assert trouble not in answer, f"{command}: {answer}"
+            guest.reach_prompt()

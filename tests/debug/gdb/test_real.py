@@ -178,14 +178,3 @@ def test_kill_ends_the_machine(gdb, machine):
     gdb("kill")
     machine._ended.wait(20)
     assert machine.status == 1
-
-
-def test_the_example_of_the_documentation(gdb):
-    """The commands of docs/debugging.md, in their order, do what it says."""
-    text = (kernels.Path(__file__).parents[3] / "docs" / "debugging.md").read_text()
-    session = text.split("```gdb\n")[1].split("```")[0]
-    commands = [line.removeprefix("(gdb) ") for line in session.splitlines() if line.startswith("(gdb) ")]
-    assert commands[0].startswith("target remote")
-    for command in commands[1:-1]:
-        answer = gdb(command)
-        assert not any(word in answer for word in ("No symbol", "Undefined", "rror", "not supported")), answer
