@@ -273,7 +273,7 @@ def resting(machine):
     """Wait until every vCPU that was added rests."""
     rest = threading.Event()
     machine.set.on_rest = rest.set
-    machine.set.hold()
+    machine.set.break_in()
     assert rest.wait(10)
     assert machine.set.at_rest()
 
@@ -283,7 +283,7 @@ def test_a_vcpu_rests_behind_the_instruction_that_left():
 
     class Holding(Latch):
         def read(self, offset, size):
-            machine.set.hold()
+            machine.set.break_in()
             return self.value
 
     machine.pio.register(0x80, 1, Holding(0x55), "latch")
@@ -305,7 +305,7 @@ def test_a_hold_and_a_pause_are_independent():
     machine.set.pause()
     machine.set.release()
     assert machine.set.at_rest(), "it is suspended still"
-    machine.set.hold()
+    machine.set.break_in()
     machine.set.resume()
     assert machine.set.at_rest(), "the debugger holds it still"
     for cpu in machine.cpus:
@@ -322,7 +322,7 @@ def test_a_hold_and_a_pause_are_independent():
 
 def test_a_held_machine_can_end():
     machine = Machine([], [])
-    machine.set.hold()
+    machine.set.break_in()
     machine.set.add(0)
     machine.set.add(1)
     machine.set.end(3)
@@ -335,8 +335,8 @@ def test_a_step_is_told_when_it_is_done():
     told = []
     machine = Machine([exits.Bogus(), exits.Mtrap()])
     vcpu = machine.set.vcpus[0]
-    vcpu.on_debug = lambda _vcpu, exit_: (told.append(exit_), machine.set.hold())
-    machine.set.hold()
+    vcpu.on_debug = lambda _vcpu, exit_: (told.append(exit_), machine.set.break_in())
+    machine.set.break_in()
     machine.set.add(0)
     vcpu.step(True)
     assert machine.cpus[0].capabilities == {Capability.MTRAP_EXIT: True}

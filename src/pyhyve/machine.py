@@ -45,7 +45,7 @@ from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.bus import WINDOWS, PciBus
 from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.lifecycle import Stateful
-from pyhyve.loader import load
+from pyhyve.loader import LoadedGuest, load
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
 from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_topology, read_uuid
@@ -128,11 +128,17 @@ class Machine:
 
     ``loop`` is the event loop to use; without one the machine makes its own and ``wait`` runs it. ``on_quit`` is called
     when the user types the escape key and ``q`` on the console; by default that ends the machine as a power-off does.
+    ``loaded`` is a guest that is in memory already; without it the machine loads ``boot.kernel``.
     Raises a ``PyhyveError`` if the machine cannot be built.
     """
 
     def __init__(
-        self, config: Config, *, loop: EventLoop | None = None, on_quit: Callable[[], None] | None = None
+        self,
+        config: Config,
+        *,
+        loop: EventLoop | None = None,
+        on_quit: Callable[[], None] | None = None,
+        loaded: LoadedGuest | None = None,
     ) -> None:
         config.freeze()
         self.config = config
@@ -146,6 +152,7 @@ class Machine:
         self._ended = threading.Event()
         self._runs_loop = False
         self._on_quit = on_quit or self.power_off
+        self._loaded = loaded
         self._uarts: list[Uart16550] = []
         self.vcpus = VcpuSet(self._end)
         self.vcpus.traceback = config.get_bool("debug.traceback", False)
@@ -170,7 +177,7 @@ class Machine:
         available = hypervisor.probe().max_cpus
         if topology.cpus > available:
             raise BackendError(f"{topology.cpus} vCPUs requested but only {available} available")
-        self.memory = GuestMemory(read_memory_size(self.config))
+        self.memory = self._loaded.memory if self._loaded else GuestMemory(read_memory_size(self.config))
         self._closing.callback(self.memory.close)
         if self.config.get_bool("memory.wired", False):
             wire_memory(self.memory)
@@ -342,6 +349,12 @@ class Machine:
 
     def _load(self, rsdp: int) -> None:
         """Put the guest into memory and its start into the boot vCPU's registers."""
+        if self._loaded is not None:
+            entry = self._loaded.entry
+            if entry.rsdp_pointer:
+                self.memory.write_uint(entry.rsdp_pointer, rsdp, 8)
+            entry.apply(self.vcpus.vcpus[0].cpu)
+            return
         kernel = self.config.get("boot.kernel")
         if not kernel:
             raise ConfigError("there is nothing to boot: name a kernel with -o boot.kernel=FILE")

@@ -1,4 +1,4 @@
-"""Guest-physical memory: one memfd, mapped once, seen as regions of RAM at guest-physical addresses.
+"""Guest-physical memory: one memfd or tmpfs file, mapped once, seen as regions of RAM at guest-physical addresses.
 
 Low memory runs from 0 up to at most 3 GiB; what is left goes above 4 GiB, as bhyve lays it out. Everything that
 takes a guest-physical address checks it here: an access outside RAM raises ``OutsideMemory``.
@@ -38,19 +38,26 @@ class Region:
 
 
 class GuestMemory:
-    """The RAM of one machine. ``size`` is in bytes, a multiple of 4096."""
+    """The RAM of one machine. ``size`` is in bytes, a multiple of 4096.
 
-    def __init__(self, size: int, low_limit: int = LOW_LIMIT) -> None:
+    ``fd`` is an open file of that size whose contents become the memory; it is closed with it. Without one the memory
+    is a new memfd, all zeros.
+    """
+
+    def __init__(self, size: int, low_limit: int = LOW_LIMIT, *, fd: int | None = None) -> None:
         if size <= 0 or size % PAGE:
+            if fd is not None:
+                os.close(fd)
             raise MemoryError_(f"guest memory must be a positive multiple of {PAGE} bytes, not {size}")
         self.size = size
         low = min(size, low_limit)
         self.regions: tuple[Region, ...] = (Region(0, low, 0),)
         if size > low:
             self.regions += (Region(HIGH_BASE, size - low, low),)
-        self.fd = os.memfd_create("pyhyve-guest", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create("pyhyve-guest", os.MFD_CLOEXEC) if fd is None else fd
         try:
-            os.ftruncate(self.fd, size)
+            if fd is None:
+                os.ftruncate(self.fd, size)
             self._map = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_NORESERVE", 0x4000))
         except (OSError, ValueError) as error:
             os.close(self.fd)

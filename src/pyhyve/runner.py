@@ -1,4 +1,4 @@
-"""Running a machine for a command: signals, the process title, and the line that says how it ended."""
+"""Running a machine for a command: its name, signals, the process title, and the line that says how it ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any, Self
 
 from pyhyve.config import Config
+from pyhyve.control.session import Session
 from pyhyve.errors import Status
 from pyhyve.machine import Machine
 from pyhyve.vcpu import complain, name_thread
@@ -64,16 +65,18 @@ def run_machine(config: Config, announce: Callable[[str], None] | None = None) -
 
     ``announce`` is told which backend was chosen and how to leave. Raises a ``PyhyveError`` if it cannot be built.
     """
-    with _Signals() as signals:
-        with Machine(config) as machine:
+    with _Signals() as signals, Session(config) as session:
+        with Machine(config, loaded=session.guest) as machine:
             if announce is not None:
                 announce(f"running on {machine.backend_reason}")
                 if sys.stdin is not None and sys.stdin.isatty() and config.get("lpc.com1.path") == "stdio":
                     announce("leave with Ctrl-] q")
             signals.machine = machine
             name_thread(machine.name)
+            session.start(machine)
             machine.start()
             status = machine.wait()
+            session.stop(status)
         if machine.message:
             print(f"bhyve: {machine.message}", file=sys.stderr)
         elif signals.ended_by is not None:

@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -420,6 +421,7 @@ class VcpuSet:
         """Called whenever the last vCPU has come to rest, in any thread, under the set's lock: it must not wait."""
         self._paused = False
         self._free: frozenset[int] | None = None  # the vCPUs that the debugger lets run, None: all
+        self._holds = 0
         self._active: dict[int, _Thread] = {}
         self._pins: dict[int, int] = {}
         self._changed = threading.Condition()
@@ -489,29 +491,60 @@ class VcpuSet:
             complain("".join(traceback.format_exception(error)).rstrip())
         self.end(Status.ERROR, describe(error, where))
 
+    @property
+    def paused(self) -> bool:
+        """Whether ``pause`` holds the vCPUs."""
+        return self._paused
+
     def pause(self) -> None:
         """Bring every vCPU out of the guest and wait until all of them rest. Not from a vCPU's own thread."""
         with self._changed:
             self._paused = True
-            self.attention = True
-            for entry in self._active.values():
-                if not entry.parked:
-                    entry.vcpu.cpu.kick()
-            self._changed.wait_for(
-                lambda: self._result is not None or all(entry.parked for entry in self._active.values())
-            )
+            self._wait_for_rest()
 
     def resume(self) -> None:
-        """Undo ``pause``. What ``hold`` holds stays at rest."""
+        """Undo ``pause``. What the debugger holds stays at rest."""
         with self._changed:
             self._paused = False
-            self._set_attention()
-            self._changed.notify_all()
+            self._let_go()
 
-    def hold(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Every vCPU rests outside the guest while the block runs, whether the machine is paused or not.
+
+        For a look at registers: it nests, and leaves a pause as it was. Not from a vCPU's own thread, nor from one that
+        a device may wait for. Raises ``BackendError`` if the machine has ended.
+        """
+        with self._changed:
+            self._holds += 1
+        try:
+            with self._changed:
+                self._wait_for_rest()
+                if self._result is not None:
+                    raise BackendError("the machine has ended")
+            yield
+        finally:
+            with self._changed:
+                self._holds -= 1
+                self._let_go()
+
+    def _wait_for_rest(self) -> None:
+        self.attention = True
+        for entry in self._active.values():
+            if not entry.parked:
+                entry.vcpu.cpu.kick()
+        self._changed.wait_for(
+            lambda: self._result is not None or all(entry.parked for entry in self._active.values())
+        )
+
+    def _let_go(self) -> None:
+        self._set_attention()
+        self._changed.notify_all()
+
+    def break_in(self) -> None:
         """Bring every vCPU to rest, also one that is started later, and return at once: ``on_rest`` follows.
 
-        It is the debugger's, and independent of ``pause``. From any thread, a vCPU's own too.
+        It is the debugger's, and independent of ``pause`` and ``held``. From any thread, a vCPU's own too.
         """
         with self._changed:
             self._free = frozenset()
@@ -522,16 +555,15 @@ class VcpuSet:
             self._tell_rest()
 
     def release(self, indices: Iterable[int] | None = None) -> None:
-        """Let these vCPUs run (None: all, and those that are started later); the others stay at rest."""
+        """Undo ``break_in`` for these vCPUs (None: all, and those that are started later)."""
         with self._changed:
             self._free = None if indices is None else frozenset(indices)
-            self._set_attention()
-            self._changed.notify_all()
+            self._let_go()
 
     def rests(self, index: int) -> bool:
         """Whether a vCPU is to rest."""
         free = self._free
-        return self._paused or (free is not None and index not in free)
+        return self._paused or self._holds > 0 or (free is not None and index not in free)
 
     def at_rest(self) -> bool:
         """Whether no vCPU runs and none will until ``release`` or ``resume``."""
@@ -540,7 +572,8 @@ class VcpuSet:
 
     def _set_attention(self) -> None:
         stepping = any(vcpu.step_from is not None for vcpu in self.vcpus)
-        self.attention = self._result is not None or self._paused or self._free is not None or stepping
+        wanted = self._paused or self._holds > 0 or self._free is not None
+        self.attention = wanted or stepping or self._result is not None
 
     def _tell_rest(self) -> None:
         if self.on_rest is not None and all(entry.parked for entry in self._active.values()):

@@ -1,8 +1,8 @@
-"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``doctor`` looks at the host.
+"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``list`` and ``doctor`` look around.
 
-Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room (``image``,
-``doctor``). The status of ``run`` is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple
-fault. Anything that went wrong on this side is 4 or more.
+Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room. The status of ``run``
+is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple fault. Anything that went wrong on
+this side is 4 or more.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     image.add_argument("image", choices=IMAGES, help="what to build it from")
     image.add_argument("--refresh", action="store_true", help="look for newer packages")
     image.set_defaults(action=command_image)
+
+    machines = commands.add_parser("list", help="show the named machines", description="Show your named machines.")
+    machines.set_defaults(action=command_list)
 
     doctor = commands.add_parser(
         "doctor", help="what this host offers and what is missing", description="Look at this host, change nothing."
@@ -166,6 +169,14 @@ def command_image(args: argparse.Namespace) -> int:
     with _progress() as show:
         guest = build_debian(show, refresh=args.refresh)
     print(f"version {guest.version}\nkernel  {guest.kernel}\ninitrd  {guest.initrd}")
+    return 0
+
+
+def command_list(_args: argparse.Namespace) -> int:
+    """``pyhyve list``: this user's machines, loaded and running."""
+    from pyhyve.commands.list import table
+
+    print(table())
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyhyve.errors import LoaderError
@@ -16,7 +17,15 @@ from pyhyve.loader import elf, files, linux, multiboot
 from pyhyve.loader.entry import EntryState
 from pyhyve.memory import GuestMemory
 
-__all__ = ["EntryState", "load"]
+__all__ = ["EntryState", "LoadedGuest", "load"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedGuest:
+    """A guest that lies in memory before its machine is built, as ``bhyveload`` leaves it."""
+
+    memory: GuestMemory
+    entry: EntryState
 
 
 def load(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -38,6 +38,7 @@ LINUX_CMDLINE_MAX = 2047
 
 _START_INFO_MAGIC = 0x336EC578
 _START_INFO_VERSION = 1
+_RSDP_FIELD = 32  # rsdp_paddr in hvm_start_info
 _MEMORY_MAP_MAX = (0x8000 - MEMORY_MAP) // 24
 _NOTE_NAME = b"Xen\0"
 _PHYS32_ENTRY = 18
@@ -245,4 +246,4 @@ def load(
         0,
     )
     memory.write(START_INFO, start_info)
-    return entry.protected_mode(memory, start, {Reg.RBX: START_INFO})
+    return replace(entry.protected_mode(memory, start, {Reg.RBX: START_INFO}), rsdp_pointer=START_INFO + _RSDP_FIELD)

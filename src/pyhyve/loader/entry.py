@@ -52,11 +52,16 @@ _MAPPED_GIB = 4
 
 @dataclass(frozen=True, slots=True)
 class EntryState:
-    """Registers of the boot CPU when it starts. What is not named keeps its reset value."""
+    """Registers of the boot CPU when it starts. What is not named keeps its reset value.
+
+    ``rsdp_pointer`` is the guest-physical address of the 8 bytes that tell the guest where ACPI's root pointer is, 0 if
+    its boot protocol has none: a machine whose tables are made after the guest was loaded fills them in.
+    """
 
     registers: Mapping[Reg, int]
     segments: Mapping[SegmentName, Segment]
     tables: Mapping[str, Table] = field(default_factory=dict)
+    rsdp_pointer: int = 0
 
     def apply(self, vcpu: VirtualCpu) -> None:
         """Put the state into ``vcpu``.

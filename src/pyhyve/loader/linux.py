@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from pathlib import Path
 
@@ -170,7 +170,8 @@ def load(
     _put(params, 0x250, "<Q", _write_setup_data(memory, os.urandom(RNG_SEED_SIZE) if seed is None else seed))
     _put(params, _ACPI_RSDP_ADDR, "<Q", acpi_rsdp)
     memory.write(BOOT_PARAMS, params)
-    return entry.long_mode(memory, address + ENTRY_64, {Reg.RSI: BOOT_PARAMS, Reg.RSP: STACK_TOP})
+    state = entry.long_mode(memory, address + ENTRY_64, {Reg.RSI: BOOT_PARAMS, Reg.RSP: STACK_TOP})
+    return replace(state, rsdp_pointer=BOOT_PARAMS + _ACPI_RSDP_ADDR)
 
 
 def _fill_initrd(params: bytearray, memory: GuestMemory, initrd: Path | None, kernel_end: int, highest: int) -> None:

@@ -84,11 +84,11 @@ class Control:
         """Stop the machine; ``on_stop`` follows."""
         self._signal = signal
         self.state = State.STOPPING
-        self._vcpus.hold()
+        self._vcpus.break_in()
 
     def hold_before_start(self) -> None:
         """Let no vCPU begin before the debugger says so."""
-        self._vcpus.hold()
+        self._vcpus.break_in()
 
     def _hit(self, vcpu: Vcpu, exit_: Debug | Mtrap) -> None:
         # In the vCPU's thread.
@@ -99,7 +99,7 @@ class Control:
                 vcpu.step_from = rip
                 return
         self._hits[vcpu.index] = exit_
-        self._vcpus.hold()
+        self._vcpus.break_in()
 
     def _rested(self) -> None:
         # In any thread, under the set's lock.
@@ -198,7 +198,7 @@ class Control:
         elif self.state is State.STOPPING or self._applied or any(v.step_from is not None for v in self._vcpus.vcpus):
             self.state = State.STOPPING
             self._leaving = True
-            self._vcpus.hold()
+            self._vcpus.break_in()
 
     def _forget(self) -> None:
         self._hits.clear()

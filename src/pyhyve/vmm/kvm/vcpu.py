@@ -111,6 +111,7 @@ class KvmCpu(CpuState, VirtualCpu):
         kick.unblock()
         self._thread_id = threading.get_native_id()
         self._thread = threading.get_ident()
+        self._count()
 
     def _run_failed(self, error: OSError) -> Exit:
         number = error.errno or 0
@@ -272,7 +273,11 @@ class KvmCpu(CpuState, VirtualCpu):
         self._fd = -1
 
     def stats(self) -> Mapping[str, float]:
-        """KVM's counters of this vCPU (``exits``, ``halt_exits``, ``io_exits``, ...)."""
+        """KVM's counters of this vCPU (``exits``, ``halt_exits``, ``io_exits``, ...). From any thread, at any time."""
+        return self._count().read()
+
+    def _count(self) -> Counters:
+        # Before the guest runs: the ioctl behind it would wait until the vCPU leaves KVM_RUN; reading does not.
         if self._counters is None:
             self._counters = Counters(self._fd)
-        return self._counters.read()
+        return self._counters
