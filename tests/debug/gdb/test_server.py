@@ -1,5 +1,6 @@
 """The server over its socket: what each packet does, who runs and who rests, and debuggers that behave badly."""
 
+import contextlib
 import re
 import socket
 
@@ -347,6 +348,7 @@ def test_when_one_stops_all_do(two):
 
 def test_a_step_of_one_leaves_the_other_at_rest(two):
     with attach(two) as gdb:
+        assert gdb("?")
         before = two.cpus[0].registers[Reg.RIP]
         for _ in range(5):
             assert gdb("vCont;s:2").startswith("T05thread:2;")
@@ -355,6 +357,7 @@ def test_a_step_of_one_leaves_the_other_at_rest(two):
 
 def test_a_step_of_one_while_the_other_runs(two):
     with attach(two) as gdb:
+        assert gdb("?")
         before = two.cpus[1].registers[Reg.RIP]
         assert gdb("vCont;s:2;c").startswith("T05thread:2;")
         assert two.cpus[1].registers[Reg.RIP] != before
@@ -442,12 +445,9 @@ def test_monitor_ends_the_machine(machine, gdb, command, status):
 
 def flood(gdb, data):
     """Write without reading until the server hangs up."""
-    try:
-        for _ in range(100_000):
+    with contextlib.suppress(ConnectionError):
+        while True:
             gdb.write(data)
-    except OSError:
-        return
-    pytest.fail("the server takes everything")
 
 
 def test_a_flood_of_packets_while_the_guest_runs_ends_the_connection(machine, gdb):
