@@ -244,6 +244,15 @@ def test_a_step_is_one_instruction(gdb):
     assert rip_of(gdb("vCont;s:1;c")) == START + 5
 
 
+def test_the_plain_forms_take_a_signal_and_an_address(gdb):
+    assert rip_of(gdb(f"s{START + 3:x}")) == START + 4
+    assert rip_of(gdb(f"S05;{START + 7:x}")) == START + 8
+    gdb(f"Z0,{STORE:x},1")
+    assert rip_of(gdb(f"c{STORE - 2:x}")) == STORE
+    assert rip_of(gdb("C05")) == STORE
+    assert gdb("Cx") == gdb("sx") == "E16"
+
+
 def test_a_step_over_an_instruction_that_exits_is_one_instruction(gdb):
     gdb(f"P{RIP:x}={PORT.to_bytes(8, 'little').hex()}")
     assert rip_of(gdb("s")) == PORT + 1

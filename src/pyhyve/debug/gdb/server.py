@@ -8,6 +8,7 @@ its points are taken out and the guest runs on.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections import deque
 from typing import Protocol
@@ -167,11 +168,11 @@ class GdbServer:
         self.loop = machine.loop
         self._closed = False
         self._connection: Connection | None = None
-        self._listener = listen(address, port)
         self.space = Space(machine.memory)
         self.registers = RegisterFile.of(machine.vcpus.vcpus[0].cpu)
         self.monitor = Monitor(machine, self.space)
         self.control = Control(machine.vcpus, machine.loop, self._stopped)
+        self._listener = listen(address, port)
         if wait:
             self.control.hold_before_start()
         self.loop.add_reader(self._listener.fileno(), self._accept)
@@ -220,9 +221,11 @@ class GdbServer:
 
     def close(self) -> None:
         """Tell the debugger how the machine ended, and stop listening. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            self.loop.call_in_loop(self._shut)
+
+    def _shut(self) -> None:
         self.loop.remove_reader(self._listener.fileno())
         self._listener.close()
         connection = self._connection
@@ -239,7 +242,9 @@ def listen(address: str, port: int) -> socket.socket:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(where[:2], family=family, backlog=4)
     except OSError as error:
-        raise BackendError(f"cannot listen for a debugger on {address}:{port}: {error.strerror or error}") from None
+        # A name that cannot be looked up has a number below 0 and a text of its own.
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        raise BackendError(f"cannot listen for a debugger on {address}:{port}: {reason}") from None
     listener.setblocking(False)
     return listener
 

@@ -16,6 +16,7 @@ from pyhyve.debug.gdb.registers import RegisterFile
 from pyhyve.debug.gdb.space import NotMapped, Space
 from pyhyve.errors import PyhyveError
 from pyhyve.vcpu import Vcpu, VcpuSet
+from pyhyve.vmm.registers import Reg
 
 BAD_MEMORY, BAD_REQUEST = 0x0E, 0x16  # EFAULT, EINVAL
 _CONSOLE_PIECE = 2048
@@ -77,8 +78,8 @@ class Session:
         self._letters: dict[str, Callable[[bytes], bytes | None]] = {
             "?": self._why, "g": self._read_registers, "G": self._write_registers, "p": self._read_register,
             "P": self._write_register, "m": self._read_memory, "M": self._write_memory, "x": self._read_binary,
-            "X": self._write_binary, "Z": self._insert, "z": self._remove, "c": self._continue, "C": self._continue,
-            "s": self._step, "S": self._step, "H": self._select, "T": self._alive, "D": self._detach, "k": self._end,
+            "X": self._write_binary, "Z": self._insert, "z": self._remove, "c": self._continue, "C": self._continue_with,
+            "s": self._step, "S": self._step_with, "H": self._select, "T": self._alive, "D": self._detach, "k": self._end,
         }  # fmt: skip
         self._words: dict[str, Callable[[bytes], bytes | None]] = {
             "qSupported": self._supported, "QStartNoAckMode": self._stop_acknowledging, "qXfer": self._transfer,
@@ -288,16 +289,29 @@ class Session:
 
     # -- going on --
 
-    def _continue(self, _rest: bytes) -> None:
-        self._go_on(Action())
+    def _continue(self, rest: bytes) -> None:
+        self._go_on(Action(), rest)
 
-    def _step(self, _rest: bytes) -> None:
-        self._go_on(Action(step=True))
+    def _continue_with(self, rest: bytes) -> None:
+        # No signal reaches a guest: the number only has to make sense.
+        signal, _, where = rest.partition(b";")
+        _number(signal)
+        self._go_on(Action(), where)
 
-    def _go_on(self, action: Action) -> None:
+    def _step(self, rest: bytes) -> None:
+        self._go_on(Action(step=True), rest)
+
+    def _step_with(self, rest: bytes) -> None:
+        signal, _, where = rest.partition(b";")
+        _number(signal)
+        self._go_on(Action(step=True), where)
+
+    def _go_on(self, action: Action, where: bytes) -> None:
         # The plain forms: the others go on when no thread is named.
         everybody = {vcpu.index: Action() for vcpu in self._vcpus} if self._resumed < 0 else {}
         one = self._current if self._resumed < 0 else self._resumed
+        if where:
+            self._vcpus[one].cpu.set_registers({Reg.RIP: _number(where)})
         self._let_go({**everybody, one: action})
 
     def _resume(self, rest: bytes) -> None:
@@ -322,8 +336,8 @@ class Session:
     def _end(self, rest: bytes) -> None:
         if rest:  # vKill;PID is answered, k is not
             self._line.send(b"OK")
-        self._line.finish()
         self._kill()
+        self._line.finish()
 
     # -- monitor --
 
