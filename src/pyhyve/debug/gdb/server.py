@@ -243,7 +243,8 @@ def listen(address: str, port: int) -> socket.socket:
         listener = socket.create_server(where[:2], family=family, backlog=4)
     except OSError as error:
         # A name that cannot be looked up has a number below 0 and a text of its own.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise BackendError(f"cannot listen for a debugger on {address}:{port}: {reason}") from None
     listener.setblocking(False)
     return listener
