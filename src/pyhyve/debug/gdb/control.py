@@ -173,6 +173,7 @@ class Control:
             hit = self._hits[index]
             rip = self._vcpus.vcpus[index].cpu.get_registers((Reg.RIP,))[Reg.RIP]
             if self._key_of(index, hit) is not None and isinstance(hit, Debug) and rip == hit.rip:
+                self._hits = {index: self._hits.pop(index), **self._hits}  # it is told first
                 self.state = State.STOPPING
                 self._loop.call_soon_threadsafe(self._settle)
                 return

@@ -78,8 +78,9 @@ class Session:
         self._letters: dict[str, Callable[[bytes], bytes | None]] = {
             "?": self._why, "g": self._read_registers, "G": self._write_registers, "p": self._read_register,
             "P": self._write_register, "m": self._read_memory, "M": self._write_memory, "x": self._read_binary,
-            "X": self._write_binary, "Z": self._insert, "z": self._remove, "c": self._continue, "C": self._continue_with,
-            "s": self._step, "S": self._step_with, "H": self._select, "T": self._alive, "D": self._detach, "k": self._end,
+            "X": self._write_binary, "Z": self._insert, "z": self._remove, "c": self._continue,
+            "C": self._continue_with, "s": self._step, "S": self._step_with, "H": self._select, "T": self._alive,
+            "D": self._detach, "k": self._end,
         }  # fmt: skip
         self._words: dict[str, Callable[[bytes], bytes | None]] = {
             "qSupported": self._supported, "QStartNoAckMode": self._stop_acknowledging, "qXfer": self._transfer,
