@@ -240,6 +240,28 @@ def test_the_trap_of_a_port_access_comes_behind_the_exit(boot: Boot) -> None:
     assert guest.register(Reg.RAX) & 0xFF == 0x55
 
 
+def test_a_step_of_a_traced_port_access_ends_before_its_exception(boot: Boot) -> None:
+    guest = boot("""
+    pushq $0x102
+    popfq
+    out %al, $0x80
+    pushq $2
+    popfq
+    finish
+    """)
+    guest.vcpu.set_capability(Capability.MTRAP_EXIT, True)
+    while not isinstance(guest.next(), InOut):
+        pass
+    places = []
+    for _ in range(2):
+        assert guest.next() == Mtrap()
+        places.append(guest.register(Reg.RIP) - CODE)
+    assert places[0] == 0x208
+    assert places[1] < 0x200
+    guest.vcpu.set_capability(Capability.MTRAP_EXIT, False)
+    assert traps(guest)[0] == (BS, 0x208)
+
+
 def test_registers_set_from_outside_take_effect(boot: Boot) -> None:
     guest = boot("""
     out %al, $0x80

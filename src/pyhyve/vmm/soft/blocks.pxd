@@ -81,6 +81,8 @@ cdef struct CodeCache:
     uint32_t queue_size[256]
     uint32_t queue_count
     uint32_t queue_all
+    uint32_t queue_points    # queue_offsets is in use
+    uint64_t queue_offsets[64]
     uint64_t flushes
 
 
@@ -102,10 +104,10 @@ cdef bint code_written(Engine *e, CpuState *s, uint64_t gpa, uint32_t size) noex
 # The same from any thread: takes effect when the vCPU is next between blocks.
 cdef void code_written_later(Engine *e, uint64_t gpa, uint64_t size) noexcept nogil
 cdef void code_settle(Engine *e) noexcept nogil
-# Likewise: drop the translations of every page that has code at this page offset.
-cdef void code_offset_later(Engine *e, uint32_t offset) noexcept nogil
-cdef void offset_changed(Engine *e, uint32_t offset) noexcept nogil
-cdef bint page_covers(CodePage *page, uint32_t offset) noexcept nogil
+# Likewise: drop the translations of every page that has code at one of these page offsets (4096 bits).
+cdef void code_offsets_later(Engine *e, uint64_t *offsets) noexcept nogil
+cdef void offsets_changed(Engine *e, uint64_t *offsets) noexcept nogil
+cdef bint page_covers(CodePage *page, uint64_t *offsets) noexcept nogil
 
 cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
 cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil

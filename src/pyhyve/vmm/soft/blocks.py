@@ -366,9 +366,6 @@ def code_settle(e):
         code_flush(e)
     else:
         for i in range(c.queue_count):
-            if c.queue_size[i] == 0:
-                offset_changed(e, cython.cast(uint32_t, c.queue_gpa[i]))
-                continue
             at = c.queue_gpa[i]
             end = at + c.queue_size[i]
             while at < end:
@@ -377,44 +374,51 @@ def code_settle(e):
                     piece = end - at
                 code_written(e, cython.NULL, at, piece)
                 at += piece
+        if c.queue_points:
+            offsets_changed(e, c.queue_offsets)
     c.queue_count = 0
     c.queue_all = 0
+    if c.queue_points:
+        c.queue_points = 0
+        for i in range(64):
+            c.queue_offsets[i] = 0
 
 
-def page_covers(page, offset):
-    """Is there a block with code at ``offset`` of this page?"""
+def page_covers(page, offsets):
+    """Is there a block with code at one of ``offsets`` of this page?"""
     b: cython.pointer(Block) = page.first
-    start: uint32_t
+    at: uint32_t
+    end: uint32_t
     while b != cython.NULL:
-        start = b.gpa & 0xFFF
-        if b.valid and start <= offset < start + b.size:
-            return True
+        at = b.gpa & 0xFFF
+        end = at + b.size if at + b.size < 4096 else 4096
+        while b.valid and at < end:
+            if (offsets[at >> 6] >> (at & 63)) & 1:
+                return True
+            at += 1
         b = b.page_next
     return False
 
 
-def offset_changed(e, offset):
-    """Drop the code of every page that has some at ``offset``: what is looked for there is another thing now.
+def offsets_changed(e, offsets):
+    """Drop the code of every page that has some at ``offsets``: what is looked for there is another thing now.
 
     Whole pages, for what jumps inside a page is chained, and would come by the lookup for ever.
     """
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     number: uint64_t
     for number in range(c.page_count):
-        if c.pages[number] != cython.NULL and page_covers(c.pages[number], offset):
+        if c.pages[number] != cython.NULL and page_covers(c.pages[number], offsets):
             code_written(e, cython.NULL, number << 12, 4096)
 
 
-def code_offset_later(e, offset):
+def code_offsets_later(e, offsets):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     n: uint32_t
     if c == cython.NULL:
         return
-    if c.queue_count < 256:
-        c.queue_gpa[c.queue_count] = offset
-        c.queue_size[c.queue_count] = 0
-        c.queue_count += 1
-    else:
-        c.queue_all = 1
+    for n in range(64):
+        c.queue_offsets[n] |= offsets[n]
+    c.queue_points = 1
     for n in range(e.cpu_count):
         __atomic_fetch_or(cython.address(e.cpus[n].pending), PENDING_INVALIDATE, 5)

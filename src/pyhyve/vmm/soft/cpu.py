@@ -699,13 +699,14 @@ def cpu_run(s):
     if s.replay and s.answered:
         s.mmio_read[s.mmio_reads - 1].value = s.answer
         s.answered = 0
+    if s.exc_pending:
+        s.trap_after = s.step_after = 0  # what the machine injects takes the place of the instruction's end
     if s.trap_after:
         s.trap_after = 0
-        if s.exc_pending == 0:
-            raise_debug(s, DR6_BS)
+        raise_debug(s, DR6_BS)
     if s.step_after:
         s.step_after = 0
-        if s.step_exit and (s.watch_hits & HIT_DEBUGGER) == 0 and s.exc_pending == 0:
+        if s.step_exit and (s.watch_hits & HIT_DEBUGGER) == 0:
             s.passing = 1
             leave_with(s, EXIT_STEP, 0, 0)
             return

@@ -26,6 +26,7 @@ cdef enum:
     MOST_HELD = 1000
 
     DR6_TRAPS = 15
+    DR7_ENABLED = 0xFF
     DR6_BS = 0x4000
     DEBUGCTL_LBR = 1
     DEBUGCTL_BTF = 2
@@ -76,7 +77,8 @@ cdef uint32_t register_size(CpuState *s, int i) noexcept nogil
 cdef bint register_enabled(CpuState *s, int i) noexcept nogil
 cdef bint has_point(CpuState *s, uint64_t va) noexcept nogil
 cdef uint32_t register_breaks(CpuState *s, uint64_t va) noexcept nogil
-cdef void arm(Engine *e, uint64_t va) noexcept nogil
+cdef void set_offset(uint64_t *offsets, uint64_t va) noexcept nogil
+cdef void arm(Engine *e, uint64_t va, uint64_t *changed) noexcept nogil
 cdef void lock_armed(Engine *e) noexcept nogil
-cdef void drop_unwanted(Engine *e) noexcept nogil
-cdef void find_offsets(Engine *e) noexcept nogil
+cdef void unlock_armed(Engine *e, uint64_t *changed) noexcept nogil
+cdef void drop_unwanted(Engine *e, uint64_t *changed) noexcept nogil

@@ -19,7 +19,7 @@ waits for a device's answer and runs again, is forgotten.
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
-from cython.cimports.pyhyve.vmm.soft.blocks import code_offset_later
+from cython.cimports.pyhyve.vmm.soft.blocks import code_offsets_later
 from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush, tlb_flush_page
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR4_DE,
@@ -52,32 +52,38 @@ def lock_armed(e):
         pass
 
 
-def arm(e, va):
+def unlock_armed(e, changed):
+    """The end of a change, and what follows for the code at the page offsets ``changed``."""
+    i: uint32_t
+    some: uint64_t = 0
+    armed_unlock(cython.address(e.armed_lock), 0, 5)
+    for i in range(64):
+        some |= changed[i]
+    if some:
+        code_offsets_later(e, changed)
+
+
+def set_offset(offsets, va):
+    """Set the bit of a page offset."""
+    offsets[(va >> 6) & 63] |= cython.cast(uint64_t, 1) << (va & 63)
+
+
+def arm(e, va, changed):
     """Let translated code look for ``va``."""
     i: uint32_t
     for i in range(e.armed_count):
         if e.armed[i] == va:
             return
     if e.armed_count == MAX_ARMED:
-        # What debug registers have named since the debugger's points last changed
-        drop_unwanted(e)
-        if e.armed_count == MAX_ARMED:
-            return
+        # What debug registers have named since the debugger's points last changed. All that is wanted now fits.
+        drop_unwanted(e, changed)
     e.armed[e.armed_count] = va
     e.armed_count += 1
-    e.armed_offsets[(va >> 6) & 63] |= cython.cast(uint64_t, 1) << (va & 63)
-    code_offset_later(e, va & 0xFFF)
+    set_offset(e.armed_offsets, va)
+    set_offset(changed, va)
 
 
-def find_offsets(e):
-    i: uint32_t
-    for i in range(64):
-        e.armed_offsets[i] = 0
-    for i in range(e.armed_count):
-        e.armed_offsets[(e.armed[i] >> 6) & 63] |= cython.cast(uint64_t, 1) << (e.armed[i] & 63)
-
-
-def drop_unwanted(e):
+def drop_unwanted(e, changed):
     """Disarm what no vCPU wants any more."""
     i: uint32_t = 0
     n: uint32_t
@@ -90,10 +96,13 @@ def drop_unwanted(e):
         if wanted:
             i += 1
             continue
-        code_offset_later(e, e.armed[i] & 0xFFF)
+        set_offset(changed, e.armed[i])
         e.armed_count -= 1
         e.armed[i] = e.armed[e.armed_count]
-    find_offsets(e)
+    for i in range(64):
+        e.armed_offsets[i] = 0
+    for i in range(e.armed_count):
+        set_offset(e.armed_offsets, e.armed[i])
 
 
 def armed_at(e, offset, found):
@@ -121,11 +130,14 @@ def has_point(s, va):
 
 def points_changed(s):
     i: uint32_t
+    changed: uint64_t[64]
+    for i in range(64):
+        changed[i] = 0
     lock_armed(s.engine)
-    drop_unwanted(s.engine)
+    drop_unwanted(s.engine, changed)
     for i in range(s.point_count):
-        arm(s.engine, s.points[i])
-    armed_unlock(cython.address(s.engine.armed_lock), 0, 5)
+        arm(s.engine, s.points[i], changed)
+    unlock_armed(s.engine, changed)
     debug_update(s)
     tlb_flush(s, False)
 
@@ -162,15 +174,19 @@ def debug_update(s):
     i: cython.int
     kind: uint32_t
     watch: cython.pointer(Watch)
+    changed: uint64_t[64]
     s.watch_count = s.watch_own
+    if s.dr[7] & DR7_ENABLED == 0:
+        return
+    for i in range(64):
+        changed[i] = 0
+    lock_armed(s.engine)
     for i in range(4):
         if not register_enabled(s, i):
             continue
         kind = register_kind(s, i)
         if kind == RW_EXECUTE:
-            lock_armed(s.engine)
-            arm(s.engine, s.dr[i])
-            armed_unlock(cython.address(s.engine.armed_lock), 0, 5)
+            arm(s.engine, s.dr[i], changed)
         elif kind != RW_PORT:
             watch = cython.address(s.watches[s.watch_count])
             s.watch_count += 1
@@ -179,6 +195,7 @@ def debug_update(s):
             watch.kinds = WATCH_WRITE if kind == RW_WRITE else WATCH_WRITE | WATCH_READ
             watch.hit = 1 << i
             tlb_flush_page(s, watch.gva)
+    unlock_armed(s.engine, changed)
 
 
 def port_access(s, port, size):
