@@ -297,7 +297,7 @@ def test_a_vcpu_rests_behind_the_instruction_that_left():
     machine.set.join()
 
 
-def test_a_hold_and_a_pause_are_independent():
+def test_a_break_and_a_pause_are_independent():
     machine = Machine([], [])
     machine.set.add(0)
     machine.set.add(1)
@@ -320,7 +320,7 @@ def test_a_hold_and_a_pause_are_independent():
     machine.set.join()
 
 
-def test_a_held_machine_can_end():
+def test_a_stopped_machine_can_end():
     machine = Machine([], [])
     machine.set.break_in()
     machine.set.add(0)
@@ -349,6 +349,42 @@ def test_a_step_is_told_when_it_is_done():
     assert machine.cpus[0].capabilities == {Capability.MTRAP_EXIT: False}
     machine.set.end(1)
     machine.set.join()
+
+
+def test_a_hold_keeps_every_vcpu_out_of_the_guest_and_lets_it_go():
+    machine = Machine([])
+    machine.set.add(0)
+    with machine.set.held(), machine.set.held():
+        machine.cpus[0].script = [exits.InOut(0x80, 1, True), OFF]
+        machine.cpus[0].kick()
+        assert machine.set.attention
+    assert machine.ended.wait(10)
+    machine.set.join()
+    assert len(machine.cpus[0].answers) == 1
+
+
+def test_a_hold_leaves_a_pause_as_it_was():
+    machine = Machine([])
+    machine.set.add(0)
+    machine.set.pause()
+    with machine.set.held():
+        machine.set.resume()
+        machine.set.pause()
+    machine.cpus[0].script = [OFF]
+    machine.cpus[0].kick()
+    assert machine.set.paused
+    assert machine.set.attention
+    assert machine.set.outcome is None
+    machine.set.resume()
+    assert machine.ended.wait(10)
+    machine.set.join()
+
+
+def test_a_machine_that_has_ended_cannot_be_held():
+    machine = Machine([OFF])
+    machine.run()
+    with pytest.raises(BackendError, match="has ended"), machine.set.held():
+        pass
 
 
 def test_a_paused_machine_can_end():

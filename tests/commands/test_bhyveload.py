@@ -1,6 +1,9 @@
 """bhyveload and the machine it leaves: loaded, run once, loaded again."""
 
+import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -16,6 +19,22 @@ from tests.commands.named import boot, call, load, machines, run, running
 from tests.conftest import find_backend
 from tests.loader.disk import images
 from tests.loader.images import bzimage
+
+# Waits for a character, then writes to every page from 2 MiB up to 16 MiB.
+FILL_MEMORY = """
+    say "ready\\n"
+0:  mov $0x3fd, %dx
+    in %dx, %al
+    test $1, %al
+    jz 0b
+    mov $0x200000, %edi
+0:  movl $0x12345678, (%edi)
+    add $4096, %edi
+    cmp $0x1000000, %edi
+    jb 0b
+    say "full\\n"
+    power_off
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +150,52 @@ def test_more_memory_than_the_file_system_has_is_one_line():
     assert "104857600 MB of guest memory do not fit into" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert machines() == []
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A runtime directory that has 24 MB and the means to fill it up."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24M,mode=700", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    monkeypatch.setenv("PYHYVE_RUNTIME_DIR", str(place))
+
+    def fill():
+        with open(place / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    yield fill
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_runtime_directory_is_one_line(small):
+    done = call("bhyveload", "-m", "32M", kernels.build(kernels.SPIN), "vm0")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"bhyveload: 32 MB of guest memory do not fit into \S+, which has 2[34] MB free .*\n", done.stderr
+    )
+    assert machines() == []
+    small()
+    for done in (
+        call("bhyveload", "-m", "16M", kernels.build(kernels.SPIN), "vm0"),
+        call("bhyvectl", "--vm=vm0", "--create"),
+        run("auto", *boot(kernels.SPIN), "-m", "16M"),
+    ):
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "No space left on device" in done.stderr or "do not fit" in done.stderr
+    assert machines() == []
+
+
+def test_a_full_runtime_directory_does_not_hurt_a_guest_that_runs(small, backend):
+    load(FILL_MEMORY)
+    with running(backend, "ready\n") as process:
+        small()
+        assert process.communicate("q", timeout=60) == ("full\n", "")
+        assert process.returncode == 1
 
 
 # -- running it --

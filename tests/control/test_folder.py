@@ -162,6 +162,18 @@ def test_names_are_the_folders():
     assert names() == ["a", "b"]
 
 
+def test_a_free_name_is_nobodys():
+    assert module.free_name("guest") == "guest"
+    with Folder("guest").claim(create=True) as first:
+        first.set(transient=True)
+        assert module.free_name("guest") == "guest-2"
+        with Folder("guest-2").claim(create=True) as second:
+            second.set(transient=False)  # bhyveload's
+            assert module.free_name("guest") == "guest-3"
+        assert module.free_name("guest") == "guest-3"
+    assert module.free_name("guest") == "guest"  # of a process that was killed
+
+
 def test_memory_is_reserved_and_zero():
     with Folder("vm0").claim(create=True) as folder:
         fd = folder.make_memory(1 << 20)
@@ -191,15 +203,61 @@ def test_memory_of_the_wrong_size_is_damaged():
             folder.open_memory()
 
 
-def test_memory_that_does_not_fit_is_refused_with_the_room_there_is(monkeypatch):
-    class Small:
-        f_bavail, f_frsize = 512, 4096
+class Small:
+    f_bavail, f_frsize = 512, 4096
 
+
+def test_memory_that_does_not_fit_is_refused_with_the_room_there_is(monkeypatch):
     with Folder("vm0").claim(create=True) as folder:
         monkeypatch.setattr(module.os, "statvfs", lambda _: Small)
         with pytest.raises(VmError, match=r"64 MB of guest memory do not fit .* which has 2 MB free"):
             folder.make_memory(64 << 20)
         assert not (folder.path / "memory").exists()
+
+
+@pytest.fixture
+def shared(runtime, monkeypatch):
+    """A small runtime directory of the user's, not chosen, and a larger place that all users share."""
+    place = runtime / "shared"
+    place.mkdir()
+    runtime.chmod(0o700)
+    monkeypatch.delenv("PYHYVE_RUNTIME_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setattr(module, "_SHARED", place)
+    real = os.statvfs
+    monkeypatch.setattr(module.os, "statvfs", lambda path: real(path) if path == place else Small)
+    return place
+
+
+def test_memory_that_does_not_fit_lies_on_the_hosts_shared_memory(shared):
+    with Folder("vm0").claim(create=True) as folder:
+        memory = GuestMemory(4 << 20, fd=folder.make_memory(4 << 20))
+        memory.write(0, b"hello")
+        memory.close()
+        (own,) = shared.iterdir()
+        assert mode(own) == 0o700
+        assert len(list(own.iterdir())) == 1
+        memory = GuestMemory(4 << 20, fd=folder.open_memory())
+        assert memory.read(0, 5) == b"hello"
+        memory.close()
+        os.close(folder.make_memory(8 << 20))
+        (one,) = own.iterdir()
+        assert one.stat().st_size == 8 << 20
+        folder.remove()
+        assert list(own.iterdir()) == []
+
+
+def test_a_shared_place_of_somebody_else_is_refused(shared):
+    (shared / f"pyhyve-{os.geteuid()}").mkdir(mode=0o755)
+    with Folder("vm0").claim(create=True) as folder, pytest.raises(VmError, match="mode 0700"):
+        folder.make_memory(4 << 20)
+
+
+def test_memory_that_fits_nowhere_is_refused(shared):
+    with Folder("vm0").claim(create=True) as folder:
+        with pytest.raises(VmError, match="do not fit"):
+            folder.make_memory(1 << 60)
+        assert not (folder.path / "memory").is_symlink()
 
 
 def test_a_full_file_system_is_one_line(monkeypatch):

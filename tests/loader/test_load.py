@@ -122,3 +122,13 @@ def test_no_file_whatsoever_does_more_than_raise_an_error(write, data):
         assert "\n" not in str(error)
     finally:
         memory.close()
+
+
+@pytest.mark.parametrize("kind", ["bzImage", "PVH"])
+def test_a_root_pointer_that_is_filled_in_later_is_the_same(kind, memory, write):
+    data = images.bzimage() if kind == "bzImage" else images.elf(notes=images.pvh_note(0x1000000))
+    path = write("kernel", data)
+    entry = load(memory, path, None, "", acpi_rsdp=0xF2400)
+    assert memory.read_uint(entry.rsdp_pointer, 8) == 0xF2400
+    entry = load(memory, path, None, "")
+    assert memory.read_uint(entry.rsdp_pointer, 8) == 0

@@ -269,7 +269,11 @@ def _create(name: str) -> None:
     from pyhyve.control.folder import Folder
 
     with Folder(name).claim(create=True, exclusive=True) as folder:
-        folder.set(transient=False)
+        try:
+            folder.set(transient=False)
+        except BaseException:
+            folder.remove()
+            raise
 
 
 def run(argv: Sequence[str]) -> int:

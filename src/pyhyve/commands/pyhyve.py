@@ -20,6 +20,7 @@ from pyhyve.config import Config, parse_memsize
 from pyhyve.errors import PyhyveError, Status, UsageError
 
 IMAGES = ("debian",)
+DEFAULT_NAME = "guest"
 DEFAULT_MEMORY = "512M"
 DEFAULT_CMDLINE = "console=ttyS0"
 
@@ -119,7 +120,7 @@ def run_config(args: argparse.Namespace) -> Config:
     if not args.cpus.isdigit() or int(args.cpus) < 1:
         raise UsageError(f"invalid number of CPUs '{args.cpus}'")
     values: dict[str, object] = {
-        "name": words[0] if words else image or "guest",
+        "name": words[0] if words else image or DEFAULT_NAME,
         "memory.size": args.memory,
         "cpus": args.cpus,
         "vmm.backend": args.backend,
@@ -146,6 +147,11 @@ def run_config(args: argparse.Namespace) -> Config:
 def command_run(args: argparse.Namespace) -> int:
     """``pyhyve run``."""
     config = run_config(args)
+    default = config.get("image") or DEFAULT_NAME
+    if config.require("name") == default:
+        from pyhyve.control.folder import free_name
+
+        config.set("name", free_name(default))
     if config.get("image"):
         from pyhyve.images.debian import build_debian
 

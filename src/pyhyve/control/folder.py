@@ -15,7 +15,9 @@ would block the next start. A folder is removed by renaming it away under the lo
 the name is another folder now, or none. Files are written beside their place and renamed into it, so a reader never
 meets half of one.
 
-Blocks of ``memory`` are reserved when it is made: a file system that fills up later cannot fail a guest's access.
+Blocks of ``memory`` are reserved when it is made: a file system that fills up later cannot fail a guest's access. The
+directory that pam_systemd gives is small, a tenth of the host's memory: a guest that does not fit lies in a file on the
+host's shared memory, and ``memory`` is a link to it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -39,6 +42,7 @@ ENVIRONMENT = "PYHYVE_RUNTIME_DIR"
 SOCKET_PATH_MAX = 107
 """Bytes of a Unix socket's path, less the zero behind it (unix(7))."""
 
+_SHARED = Path("/dev/shm")
 _SOCKET = "control"
 _MEMORY = "memory"
 _REGISTERS = "registers"
@@ -81,10 +85,26 @@ def _runtime_directory() -> Path:
         # after su(1) the environment still names the other user's directory
         if candidate.startswith("/") and _is_private(candidate):
             return Path(candidate)
-    shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
-    own = Path(shared, f"pyhyve-{os.geteuid()}")
+    return _own_directory(_SHARED if os.access(_SHARED, os.W_OK) else Path("/tmp"))
+
+
+def _own_directory(place: Path) -> Path:
+    """This user's directory where every user may make one."""
+    own = place / f"pyhyve-{os.geteuid()}"
     _make_private(own)
     return own
+
+
+def _shared_memory(size: int) -> Path | None:
+    """Where ``size`` bytes fit that the runtime directory has no room for; None if nowhere, or a place was chosen."""
+    if os.environ.get(ENVIRONMENT) or not os.access(_SHARED, os.W_OK):
+        return None
+    return _own_directory(_SHARED) if _room(_SHARED) >= size else None
+
+
+def _room(path: Path) -> int:
+    free = os.statvfs(path)
+    return free.f_bavail * free.f_frsize
 
 
 def _is_private(path: str | Path) -> bool:
@@ -121,6 +141,21 @@ def check_name(name: str) -> str:
 def names() -> list[str]:
     """The names of this user's machines, sorted."""
     return sorted(entry.name for entry in os.scandir(machines_directory()) if _is_machine(entry))
+
+
+def free_name(base: str) -> str:
+    """``base``, or ``base-2`` and so on: the first name that no machine has, but for one whose process was killed."""
+    for number in count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        try:
+            with Folder(name).claim() as folder:
+                if folder.settings().get("transient", True):
+                    return name
+        except NoSuchVm:
+            return name
+        except Busy:
+            pass
+    raise AssertionError  # count has no end
 
 
 def _is_machine(entry: os.DirEntry[str]) -> bool:
@@ -222,6 +257,7 @@ class Folder:
 
         grave = self.path.with_name(f"{_REMOVED}-{os.getpid()}-{self.name}")
         try:
+            self.drop_memory()
             os.rename(self.path, grave)
             # with it, what a process that was killed here left of another
             for dead in self.path.parent.glob(f"{_REMOVED}-*"):
@@ -277,35 +313,47 @@ class Folder:
         The guest that was here is gone from now on. Raises ``VmError`` where there is no room for it.
         """
         self.forget_guest()
+        self.drop_memory()
         path = self.path / _MEMORY
-        room = 0
         try:
-            path.unlink(missing_ok=True)
-            free = os.statvfs(self.path)
-            room = free.f_bavail * free.f_frsize
-            if room < size:
+            if _room(self.path) < size and (elsewhere := _shared_memory(size)) is not None:
+                target = elsewhere / f"memory-{os.urandom(8).hex()}"
+                path.symlink_to(target)  # first, so that whoever cleans up finds it
+                path = target
+            elif _room(self.path) < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, size)
             except OSError:
                 os.close(descriptor)
-                path.unlink()
                 raise
         except OSError as error:
+            self.drop_memory()
             if error.errno != errno.ENOSPC:
                 raise VmError(f"cannot make the memory of '{self.name}': {error.strerror}") from None
             raise VmError(
-                f"{size >> 20} MB of guest memory do not fit into {self.path.parent}, which has {room >> 20} MB free "
-                f"(another place: {ENVIRONMENT})"
+                f"{size >> 20} MB of guest memory do not fit into {self.path.parent}, which has "
+                f"{_room(self.path) >> 20} MB free (another place: {ENVIRONMENT})"
             ) from None
         self.set(memory_size=size)
         return descriptor
 
+    def drop_memory(self) -> None:
+        """Give the memory back."""
+        path = self.path / _MEMORY
+
+        def drop() -> None:
+            if path.is_symlink():
+                path.readlink().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+        self._do(drop)
+
     def open_memory(self) -> int:
         """The open memory file of a loaded guest. Raises ``VmError`` if it is not what ``config`` says."""
         try:
-            descriptor = os.open(self.path / _MEMORY, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(self.path / _MEMORY, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise VmError(f"the memory of '{self.name}' cannot be opened: {error.strerror}") from None
         size = os.fstat(descriptor).st_size
@@ -336,10 +384,6 @@ class Folder:
     def forget_guest(self) -> None:
         """The guest starts to run, or another one is loaded: it cannot be started from here again."""
         self._do(lambda: (self.path / _REGISTERS).unlink(missing_ok=True))
-
-    def drop_memory(self) -> None:
-        """Give the memory back: no guest could be put into it."""
-        self._do(lambda: (self.path / _MEMORY).unlink(missing_ok=True))
 
     # -- files --
 

@@ -111,6 +111,25 @@ def test_grubs_saved_entry(tmp_path):
     assert choice.initrds == ("boot/initrd.img-5.19", "boot/initrd.img-6.1")
 
 
+def test_a_multiboot_kernel_with_one_module(tmp_path):
+    text = """
+menuentry 'two' {
+  multiboot /boot/kernel-1 a
+  module /boot/first
+  module /boot/second
+}
+menuentry 'one' {
+  multiboot --quirk-bad-kludge /boot/kernel-1 root=ram
+  module /boot/first its own words
+  boot
+}
+"""
+    files = {"boot/grub/grub.cfg": text, "boot/kernel-1": b"k", "boot/first": b"1", "boot/second": b"2"}
+    choice = find(Files(HostTree(str(images.write(tmp_path / "root", files)))))
+    assert (choice.title, choice.kernel, choice.cmdline) == ("one", "boot/kernel-1", "root=ram")
+    assert choice.initrds == ("boot/first",)
+
+
 def test_a_boot_partition_of_its_own(tmp_path):
     text = "menuentry x {\n linux /vmlinuz-7 ro\n initrd /initrd-7\n}"
     place = {"grub2/grub.cfg": text, "vmlinuz-7": b"kernel", "initrd-7": b"disk"}

@@ -17,8 +17,9 @@ from pyhyve.loader.disk.tree import Files
 
 _STATEMENTS_MAX = 20_000
 _DEPTH_MAX = 50
-_LINUX = ("linux", "linux16", "linuxefi")
+_KERNEL = ("linux", "linux16", "linuxefi", "multiboot")
 _INITRD = ("initrd", "initrd16", "initrdefi")
+_ENTRIES = ("blscfg", "bls_import")
 _ENDS = frozenset({"fi", "else", "elif", "then", "done", "do"})
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z0-9_?@*]+)\}|([A-Za-z_][A-Za-z0-9_]*|[?@*#0-9]))")
 
@@ -227,8 +228,9 @@ class _Script:
         self._entries: list[_Entry] = []
         self._left = _STATEMENTS_MAX
         self.wants_entries = False
-        self.linux: list[str] = []
+        self.kernel: list[str] = []
         self.initrds: list[str] = []
+        self.modules: list[str] = []
 
     def run(self, commands: list[_Command], depth: int) -> bool:
         """Whether the last command succeeded."""
@@ -264,12 +266,14 @@ class _Script:
             self._assign(name)
         elif name == "load_env":
             self._variables.update(read_environment(self._files.text(f"{self._prefix}/grubenv")))
-        elif name == "blscfg":
+        elif name in _ENTRIES:
             self.wants_entries = True
-        elif name in _LINUX:
-            self.linux = words
+        elif name in _KERNEL:
+            self.kernel = [word for word in words if not word.startswith("--")] if name == "multiboot" else words
         elif name in _INITRD:
             self.initrds = [word for word in words if not word.startswith("--")]
+        elif name == "module":
+            self.modules += words[:1]  # of a multiboot kernel
         elif name in ("[", "test"):
             return self._test([word for word in words if word != "]"])
         return name == "true"
@@ -314,10 +318,10 @@ class _Script:
             inner.run(entry.block, depth + 1)
             if entry.is_menu and depth < _DEPTH_MAX:
                 found += inner.in_order(depth + 1)
-            elif inner.linux:
-                kernel, *words = inner.linux
+            elif inner.kernel and len(inner.modules) < 2:  # our multiboot loader takes one
+                kernel, *words = inner.kernel
                 cmdline = " ".join(f'"{word}"' if " " in word else word for word in words)
-                initrds = tuple(without_device(path) for path in inner.initrds)
+                initrds = tuple(without_device(path) for path in inner.initrds + inner.modules)
                 found.append(Choice(entry.title, without_device(kernel), initrds, cmdline))
         return found
 
