@@ -25,7 +25,7 @@ from pyhyve.errors import BackendError, PyhyveError, Status
 from pyhyve.vmm import exits
 from pyhyve.vmm.api import Capability, VirtualCpu
 from pyhyve.vmm.exits import Exit, SuspendReason
-from pyhyve.vmm.registers import Access, Reg, Segment, SegmentName, Table
+from pyhyve.vmm.registers import Reg
 
 
 class Verdict(Enum):
@@ -83,6 +83,8 @@ EXIT_CODES: Mapping[type[Exit], int] = {
 GENERAL_PROTECTION = 13
 # Exits behind which no instruction is half done in the backend.
 _BETWEEN_INSTRUCTIONS = (exits.Bogus, exits.Mtrap, exits.Debug)
+LEAVING_S = 5.0
+"""How long a vCPU may take to leave the active set before it is started again."""
 # Signals that the main thread answers; a vCPU thread must not be the one that the kernel picks for them.
 MAIN_THREAD_SIGNALS = frozenset(
     {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH, signal.SIGCHLD, signal.SIGTSTP}
@@ -364,30 +366,6 @@ class Vcpu:
         return Verdict.ABORT
 
 
-# A processor after INIT (SDM Vol. 3A table 10-1), but for the start address that the SIPI brings.
-_INIT_REGISTERS: Mapping[Reg, int] = {
-    **dict.fromkeys((Reg.RAX, Reg.RBX, Reg.RCX, Reg.RSI, Reg.RDI, Reg.RBP, Reg.RSP), 0),
-    Reg.RFLAGS: 0x2,
-    Reg.RIP: 0,
-    Reg.CR0: 0x10,
-    Reg.CR3: 0,
-    Reg.CR4: 0,
-    Reg.EFER: 0,
-}
-_DATA_SEGMENT = Segment(0, 0, 0xFFFF, int(Access.PRESENT | Access.S) | 0x3)
-_CODE_ACCESS = int(Access.PRESENT | Access.S) | 0xB
-
-
-def start_at_sipi(cpu: VirtualCpu, vector: int) -> None:
-    """Put a vCPU where a start-up IPI sends it: real mode, CS base ``vector << 12``, IP 0 (SDM Vol. 3A §9.4.4.1)."""
-    cpu.set_registers(_INIT_REGISTERS)
-    for name in (SegmentName.DS, SegmentName.ES, SegmentName.FS, SegmentName.GS, SegmentName.SS):
-        cpu.set_segment(name, _DATA_SEGMENT)
-    cpu.set_segment(SegmentName.CS, Segment(vector << 8, vector << 12, 0xFFFF, _CODE_ACCESS))
-    cpu.set_table("gdtr", Table())
-    cpu.set_table("idtr", Table())
-
-
 @dataclass(slots=True)
 class _Thread:
     vcpu: Vcpu
@@ -466,10 +444,16 @@ class VcpuSet:
             return bool(self._active)
 
     def spin_up(self, index: int, vector: int) -> None:
-        """A guest's INIT-SIPI: start another vCPU in real mode."""
-        if index in self.active:
-            raise BackendError(f"vcpu {index} is already active", Status.ERROR)
-        start_at_sipi(self.vcpus[index].cpu, vector)
+        """A guest's INIT-SIPI: start another vCPU in real mode.
+
+        One that still runs has had its INIT and is on its way out of the active set.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: index not in self._active or self._result is not None, LEAVING_S):
+                raise BackendError(f"vcpu {index} is already active", Status.ERROR)
+            if self._result is not None:
+                return
+        self.vcpus[index].cpu.start(vector)
         self.add(index)
 
     def end(self, status: int, message: str = "") -> None:

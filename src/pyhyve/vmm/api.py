@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pyhyve.errors import BackendError
 from pyhyve.vmm.exits import Exit
 from pyhyve.vmm.registers import Reg, Segment, SegmentName, Table
+from pyhyve.vmm.startup import start_at_sipi
 
 if TYPE_CHECKING:
     from pyhyve.memory import GuestMemory
@@ -212,6 +213,13 @@ class VirtualCpu(ABC):
     @abstractmethod
     def run(self) -> Exit:
         """Run the guest until something needs the machine. Drops the GIL. Sleeps while the vCPU is halted."""
+
+    def start(self, vector: int) -> None:
+        """Take the INIT and the start-up IPI of a ``SpinupAp`` exit: ``run`` begins in real mode at ``vector << 12``.
+
+        The vCPU is not inside ``run`` and not to be run before.
+        """
+        start_at_sipi(self, vector)
 
     @abstractmethod
     def answer(self, value: int) -> None:

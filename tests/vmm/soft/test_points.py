@@ -6,15 +6,16 @@ Guests place the instructions that matter with ``.org``, so that their addresses
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from pyhyve.errors import BackendError
 from pyhyve.vmm.api import Capability, Point, PointKind
-from pyhyve.vmm.exits import Bogus, Debug, Exit, InOut, InstEmul, Mtrap
-from pyhyve.vmm.registers import Reg
-from tests.guests import DATA, DEVICE, END, READ_ONLY, Guest, Mode, assemble, boot_guest, find_backend
+from pyhyve.vmm.exits import Bogus, Debug, Exit, InOut, InstEmul, Mtrap, SpinupAp
+from pyhyve.vmm.registers import Reg, SegmentName
+from tests.guests import DATA, DEVICE, END, READ_ONLY, Guest, Mode, assemble, boot_guest, find_backend, is_end
 
 CODE = 0x10000
 REAL_CODE = 0x8000
@@ -28,11 +29,11 @@ def boot() -> Iterator[Boot]:
     """Boots assembly text: ``boot(text, mode)``."""
     guests: list[Guest] = []
 
-    def start(text: str, mode: Mode = Mode.LONG) -> Guest:
+    def start(text: str, mode: Mode = Mode.LONG, cpus: int = 1) -> Guest:
         org = REAL_CODE if mode is Mode.REAL else CODE
         include = '.include "guest.inc"\n' if mode is not Mode.REAL else ".code16\n"
         text = re.sub(r"\.org (\w+)", r".org \1, 0x90", text)  # NOPs up to there
-        guest = boot_guest(find_backend("soft"), assemble(include + text, org, mode), mode)
+        guest = boot_guest(find_backend("soft"), assemble(include + text, org, mode), mode, cpus=cpus)
         guests.append(guest)
         return guest
 
@@ -609,3 +610,44 @@ def test_a_watchpoint_ends_a_step_instead_of_the_step(boot: Boot) -> None:
     stepping(guest)
     assert guest.next() == Debug(CODE + 0x12, DATA)
     assert steps(guest, 1) == [0x13]
+
+
+# Several vCPUs.
+
+
+def test_points_are_one_vcpus_and_take_effect_while_another_runs_the_code(boot: Boot) -> None:
+    guest = boot(
+        """
+    write_reg LAPIC_ICR_HIGH, 1 << 24
+    write_reg LAPIC_ICR, 0x4500     # INIT
+    write_reg LAPIC_ICR, 0x4610     # start up
+    .org 0x80
+    lock incq (%rbx)
+    .org 0x90
+    nop
+    dec %rcx
+    jnz . - 0x14
+    finish
+    """,
+        cpus=2,
+    )
+    second = guest.vm.create_vcpu(1)
+    assert isinstance(guest.next(), SpinupAp)
+    state = (Reg.CR0, Reg.CR3, Reg.CR4, Reg.EFER, Reg.RFLAGS)
+    second.set_registers({**guest.vcpu.get_registers(state), Reg.RIP: CODE + 0x80})
+    for name in SegmentName:
+        second.set_segment(name, guest.vcpu.get_segment(name))
+    rounds = 300000
+    guest.vcpu.set_registers({Reg.RIP: CODE + 0x80, Reg.RBX: DATA, Reg.RCX: rounds})
+    second.set_registers({Reg.RBX: DATA + 8, Reg.RCX: 1000})
+    other = threading.Thread(target=guest.until_end)
+    other.start()
+    try:
+        for count in range(1, 101):
+            second.set_points(execute(CODE + 0x90) if count % 2 else [write(DATA + 8, 8)])
+            assert second.run() == (Debug(CODE + 0x90) if count % 2 else Debug(CODE + 0x84, DATA + 8))
+        second.set_points([])
+        assert is_end(second.run())
+    finally:
+        other.join()
+    assert guest.words(2) == [rounds, 1000]

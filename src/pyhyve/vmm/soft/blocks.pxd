@@ -1,16 +1,32 @@
 # The code cache: translated blocks by guest-physical address and mode, their invalidation, and the memory they live in.
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from pyhyve.vmm.soft.state cimport CpuState, Engine
 
 cdef enum:
     HASH_SIZE = 65536
     NO_PAGE = 0xFFFFFFFFFFFFFFFF
+    HARMLESS_WRITES = 64
+    MAX_DROPS = 20
+    NO_MODE = 0x80000000     # CpuState.slot_mode: the slot must be looked for
+
+
+cdef extern from *:
+    # GCC builtins for operand types that state.pxd does not declare.
+    void store_int32 "__atomic_store_n"(int32_t *where, int32_t value, int order) noexcept nogil
+    void store_uint64 "__atomic_store_n"(uint64_t *where, uint64_t value, int order) noexcept nogil
 
 
 cdef extern from "sys/mman.h":
     int memfd_create(const char *name, unsigned int flags) noexcept nogil
+
+
+cdef struct Link:
+    # A jump inside a page that leads to another block, or to its own cold exit
+    uint64_t site            # executable address of its rel32, which lies in one aligned quadword
+    uint64_t cold            # where it leads while the target is not translated
+    Link *next               # of those that lead to the same block
 
 
 cdef struct MapEntry:
@@ -26,6 +42,7 @@ cdef struct Block:
     uint64_t check           # executable address of the event check between the two
     uint64_t chained         # executable address of the entry for jumps inside the page
     uint64_t cold_exit       # executable address of its cold exit to the lookup
+    Link *links              # jumps that lead to `chained`
     uint64_t host_end
     Block *hash_next
     Block *page_next         # blocks of the page of gpa
@@ -44,12 +61,15 @@ cdef struct CodePage:
     Block *first
     Block *second            # blocks of which only the tail lies in this page
     uint64_t granules        # which 64-byte pieces hold translated code
+    uint32_t harmless        # writes beside the code since it was last dropped
+    uint32_t drops           # how often that happened
+    uint32_t claimed         # there is translated code, or soon will be: nobody has a write tag for the page
 
 
 cdef struct Stubs:
     uint64_t enter
     uint64_t exit_lookup     # T0 = linear target
-    uint64_t exit_chain      # T0 = page offset of the target, T1 = address of the rel32
+    uint64_t exit_chain      # T0 = page offset of the target, T1 = Link *
     uint64_t exit_event      # T0 = page offset to go on at
     uint64_t exit_helper     # T0 = page offset, T1 = Insn *
     uint64_t exit_raise      # T0 = page offset, T1 = vector
@@ -77,13 +97,8 @@ cdef struct CodeCache:
     Stubs stubs
     uint32_t modes[8]        # which mode each slot stands for
     uint32_t mode_count
-    uint64_t queue_gpa[256]  # writes by the VMM, waiting for the vCPU to be at a block border
-    uint32_t queue_size[256]
-    uint32_t queue_count
-    uint32_t queue_all
-    uint32_t queue_points    # queue_offsets is in use
-    uint64_t queue_offsets[64]
     uint64_t flushes
+    uint64_t invalidated     # blocks dropped because their code was written
 
 
 cdef int code_create(Engine *e, CpuState *s, uint64_t size) noexcept nogil
@@ -91,27 +106,32 @@ cdef void code_destroy(Engine *e) noexcept nogil
 cdef void code_flush(Engine *e) noexcept nogil
 cdef void *code_alloc(CodeCache *c, uint64_t size) noexcept nogil
 cdef Block *block_find(CodeCache *c, uint64_t gpa, uint32_t mode) noexcept nogil
+# The code lock is held from claim_pages to block_insert, and around retire and link.
+# Before the code bytes of a block are read: from now on every write to its pages comes to code_written. -1: no room.
+cdef int claim_pages(Engine *e, CpuState *s, uint64_t gpa, uint64_t gpa2) noexcept nogil
 cdef int block_insert(Engine *e, Block *block) noexcept nogil
+cdef void link_to(CodeCache *c, Link *link, Block *block) noexcept nogil
+cdef void retire(CodeCache *c, Block *b) noexcept nogil
 cdef Block *block_at(CodeCache *c, uint64_t host_pc) noexcept nogil
 cdef MapEntry *map_at(Block *block, uint64_t host_pc) noexcept nogil
-cdef uint32_t mode_slot(Engine *e, uint32_t mode) noexcept nogil
+cdef int mode_slot(Engine *e, uint32_t mode) noexcept nogil
 
 # Does this guest-physical page hold translated code? (Then stores to it must take the slow path.)
 cdef bint has_code(Engine *e, uint64_t gpa) noexcept nogil
-# `size` bytes at `gpa` (not crossing a page) are about to be written by vCPU `s` (NULL: by the VMM): drop what was
-# translated from them. True if that is the block which runs, so that it must be left before the write.
+# `size` bytes at `gpa` (not crossing a page) are about to be written, or have been, by vCPU `s` (NULL: by the VMM): drop
+# what was translated from them. True if that is the block which runs, so that it must be left before the write.
 cdef bint code_written(Engine *e, CpuState *s, uint64_t gpa, uint32_t size) noexcept nogil
-# The same from any thread: takes effect when the vCPU is next between blocks.
-cdef void code_written_later(Engine *e, uint64_t gpa, uint64_t size) noexcept nogil
-cdef void code_settle(Engine *e) noexcept nogil
-# Likewise: drop the translations of every page that has code at one of these page offsets (4096 bits).
-cdef void code_offsets_later(Engine *e, uint64_t *offsets) noexcept nogil
-cdef void offsets_changed(Engine *e, uint64_t *offsets) noexcept nogil
+# The same for any range, behind the write, by a thread of the VMM.
+cdef void code_changed(Engine *e, uint64_t gpa, uint64_t size) noexcept nogil
+# Drop the translations of every page that has code at one of these page offsets (4096 bits).
+cdef void offsets_changed(Engine *e, CpuState *s, uint64_t *offsets) noexcept nogil
 cdef bint page_covers(CodePage *page, uint64_t *offsets) noexcept nogil
 
 cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
 cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil
 cdef CodePage *page_of(CodeCache *c, uint64_t gpa) noexcept nogil
+cdef int claim_page(Engine *e, CpuState *s, uint64_t gpa) noexcept nogil
+cdef void patch_rel32(CodeCache *c, uint64_t site, uint64_t target) noexcept nogil
 cdef uint64_t granules(uint32_t start, uint32_t size) noexcept nogil
-cdef void retire(CodeCache *c, Block *b) noexcept nogil
+cdef void count_harmless(CodeCache *c, CodePage *page) noexcept nogil
 cdef void divert(CodeCache *c, uint64_t where, uint64_t to) noexcept nogil

@@ -2,8 +2,11 @@
 
 The cache is one memfd mapped twice, writable and executable, never both at one address. Blocks are found by the
 guest-physical address of their first byte and the mode. Registers are at their places at every block border, so a
-dropped block needs no list of those who jump to it: its entry is overwritten with a jump to its own cold exit, which
-leads back to the lookup.
+dropped block is left alone but for the ways into it: jumps inside its page lead to their own cold exits again
+(``Link``), and its entry for the jump caches becomes a jump to its own cold exit, which leads back to the lookup.
+
+All of that is done while vCPUs run the code in question. So what is patched is one aligned quadword, written at once:
+the offset of a jump, or the first five bytes of an instruction that is at least so long.
 """
 
 import cython
@@ -24,14 +27,13 @@ from cython.cimports.posix.mman import (
 from cython.cimports.posix.unistd import close, ftruncate
 from cython.cimports.pyhyve.vmm.soft.mmu import close_last_jump, tlb_protect
 from cython.cimports.pyhyve.vmm.soft.state import (
+    ATOMIC,
     MODE_SLOTS,
     MODE_STEP,
-    PAGE_MASK,
-    PENDING_INVALIDATE,
     CpuState,
     Engine,
-    __atomic_fetch_or,
 )
+from cython.cimports.pyhyve.vmm.soft.threads import fence, lock_code, unlock_code, wait_for_borders
 
 DATA_SIZE = cython.declare(uint64_t, 96 << 20)
 INDEX_SIZE = cython.declare(uint32_t, 1 << 20)
@@ -88,7 +90,7 @@ def code_destroy(e):
 
 
 def code_flush(e):
-    """Forget every block. Only while no vCPU runs translated code."""
+    """Forget every block. Only while the world is stopped."""
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     i: uint64_t
     k: uint32_t
@@ -101,7 +103,9 @@ def code_flush(e):
     c.used = c.start
     c.data_used = 0
     c.flushes += 1
+    c.mode_count = 0
     for n in range(e.cpu_count):
+        e.cpus[n].slot_mode = NO_MODE
         for k in range(MODE_SLOTS):
             forget_jumps(e.cpus[n], k)
 
@@ -152,6 +156,9 @@ def page_of(c, gpa):
             page.first = cython.NULL
             page.second = cython.NULL
             page.granules = 0
+            page.claimed = 0
+            page.harmless = 0
+            page.drops = 0
             c.pages[number] = page
     return c.pages[number]
 
@@ -165,8 +172,29 @@ def granules(start, size):
     return (cython.cast(uint64_t, -1) >> (63 - (last - first))) << first
 
 
+def claim_page(e, s, gpa):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    page: cython.pointer(CodePage) = page_of(c, gpa)
+    writers: uint32_t
+    if page == cython.NULL:
+        return -1
+    if page.claimed == 0:
+        page.claimed = 1
+        writers = tlb_protect(e, gpa)
+        if e.cpu_count > 1 and writers != 0:
+            # A store that found its write tag a moment ago may still be on its way.
+            wait_for_borders(e, s, writers)
+    return 0
+
+
+def claim_pages(e, s, gpa, gpa2):
+    if claim_page(e, s, gpa) < 0:
+        return -1
+    return 0 if gpa2 == NO_PAGE else claim_page(e, s, gpa2)
+
+
 def block_insert(e, block):
-    """Make a block findable and protect its page. 0, or -1 if there is no room."""
+    """Make a block findable. 0, or -1 if there is no room."""
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     page: cython.pointer(CodePage) = page_of(c, block.gpa)
     page2: cython.pointer(CodePage) = cython.NULL
@@ -174,24 +202,21 @@ def block_insert(e, block):
     offset: uint32_t = block.gpa & 0xFFF
     if page == cython.NULL or c.index_count >= c.index_size:
         return -1
-    if block.gpa2 != NO_PAGE:
+    if block.gpa2 != NO_PAGE and offset + block.size > 4096:
         page2 = page_of(c, block.gpa2)
         if page2 == cython.NULL:
             return -1
-        if page2.first == cython.NULL and page2.second == cython.NULL:
-            tlb_protect(e, block.gpa2)
         block.page2_next = page2.second
         page2.second = block
         page2.granules |= granules(0, offset + block.size - 4096)
-    if page.first == cython.NULL and page.second == cython.NULL:
-        tlb_protect(e, block.gpa & PAGE_MASK)
     block.page_next = page.first
     page.first = block
     page.granules |= granules(offset, block.size)
     block.hash_next = c.hash[h]
-    c.hash[h] = block
     block.valid = 1
     c.index[c.index_count] = block
+    fence(ATOMIC)  # others look without the lock
+    c.hash[h] = block
     c.index_count += 1
     return 0
 
@@ -228,7 +253,7 @@ def map_at(block, host_pc):
 
 
 def mode_slot(e, mode):
-    """The slot of the jump caches that stands for ``mode``; everything is flushed when they are used up."""
+    """The slot of the jump caches that stands for ``mode``, or -1 if they are used up. The code lock is held."""
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     i: uint32_t
     mode &= ~cython.cast(uint32_t, MODE_STEP)
@@ -236,8 +261,7 @@ def mode_slot(e, mode):
         if c.modes[i] == mode:
             return i
     if c.mode_count == MODE_SLOTS:
-        code_flush(e)
-        c.mode_count = 0
+        return -1
     c.modes[c.mode_count] = mode
     c.mode_count += 1
     return c.mode_count - 1
@@ -248,29 +272,50 @@ def has_code(e, gpa):
     number: uint64_t = gpa >> 12
     if c == cython.NULL or number >= c.page_count or c.pages[number] == cython.NULL:
         return False
-    return c.pages[number].first != cython.NULL or c.pages[number].second != cython.NULL
+    return c.pages[number].claimed != 0
+
+
+def patch_rel32(c, site, target):
+    """Let the jump whose offset lies at executable address ``site`` lead to ``target``. Others may be running it."""
+    store_int32(cython.cast(cython.pointer(int32_t), c.rw + (site - c.rx)), cython.cast(int32_t, target - (site + 4)), ATOMIC)
+
+
+def link_to(c, link, block):
+    """Let a jump inside a page lead straight to ``block`` from now on."""
+    link.next = block.links
+    block.links = link
+    patch_rel32(c, link.site, block.chained)
 
 
 def retire(c, b):
     """Take a block out of the hash and lead whoever still jumps to it back to the lookup."""
     h: uint32_t = hash_of(b.gpa, b.mode)
-    link: cython.pointer(cython.pointer(Block)) = cython.address(c.hash[h])
+    at: cython.pointer(cython.pointer(Block)) = cython.address(c.hash[h])
+    link: cython.pointer(Link) = b.links
     b.valid = 0
-    while link[0] != cython.NULL:
-        if link[0] == b:
-            link[0] = b.hash_next
+    while at[0] != cython.NULL:
+        if at[0] == b:
+            at[0] = b.hash_next
             break
-        link = cython.address(link[0].hash_next)
-    # The event check may use flags that the block overwrites: whatever comes to this address next may need them.
-    divert(c, b.check, b.cold_exit)
-    divert(c, b.chained, b.cold_exit)
+        at = cython.address(at[0].hash_next)
+    while link != cython.NULL:
+        patch_rel32(c, link.site, link.cold)
+        link = link.next
+    b.links = cython.NULL
+    if b.mode & MODE_STEP == 0:
+        divert(c, b.check, b.cold_exit)
 
 
 def divert(c, where, to):
-    """Write a jump to ``to`` at executable address ``where``."""
-    at: cython.pointer(uint8_t) = c.rw + (where - c.rx)
-    at[0] = 0xE9
-    cython.cast(cython.pointer(int32_t), at + 1)[0] = cython.cast(int32_t, to - (where + 5))
+    """Write a jump to ``to`` over the instruction at executable address ``where``. Others may be running it."""
+    quad: cython.pointer(uint64_t) = cython.cast(
+        cython.pointer(uint64_t), c.rw + ((where - c.rx) & ~cython.cast(uint64_t, 7))
+    )
+    shift: uint32_t = (where & 7) * 8
+    offset: uint32_t = cython.cast(uint32_t, to - (where + 5))
+    jump: uint64_t = 0xE9 | (cython.cast(uint64_t, offset) << 8)
+    mask: uint64_t = (cython.cast(uint64_t, 1) << 40) - 1
+    store_uint64(quad, (quad[0] & ~(mask << shift)) | (jump << shift), ATOMIC)
 
 
 def code_written(e, s, gpa, size):
@@ -285,8 +330,12 @@ def code_written(e, s, gpa, size):
     live: uint64_t = 0
     if c == cython.NULL or size == 0 or gpa >> 12 >= c.page_count:
         return False
+    lock_code(e, s)
     page = c.pages[gpa >> 12]
     if page == cython.NULL or (page.granules & granules(offset, size)) == 0:
+        if page != cython.NULL:
+            count_harmless(c, page)
+        unlock_code(e)
         return False
     if s != cython.NULL and s.host_pc:
         running = block_at(c, s.host_pc - 1)
@@ -307,7 +356,7 @@ def code_written(e, s, gpa, size):
             if b == running:
                 hit = True
             retire(c, b)
-            e.cpus[0].count_invalidated += 1
+            c.invalidated += 1
         if b.valid == 0:
             link[0] = b.page_next
             continue
@@ -327,61 +376,52 @@ def code_written(e, s, gpa, size):
         live |= granules(0, start)
         link = cython.address(b.page2_next)
     page.granules = live
+    if page.first == cython.NULL and page.second == cython.NULL:
+        page.claimed = 0
+    elif not changed:
+        count_harmless(c, page)
+    unlock_code(e)
     return hit
 
 
-def code_written_later(e, gpa, size):
-    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
-    n: uint32_t
-    page: uint64_t
-    touched: cython.bint = False
-    if c == cython.NULL or size == 0:
+def count_harmless(c, page):
+    """A write beside the code of a page. After many of them the page is taken for data, and its code is dropped.
+
+    Memory that once held code and holds data now would be slow to write for ever otherwise. Where code and data really
+    share a page, the code comes back; so each time it takes twice as many writes.
+    """
+    page.harmless += 1
+    if page.harmless < cython.cast(uint32_t, HARMLESS_WRITES) << page.drops:
         return
-    page = gpa >> 12
-    while page <= (gpa + size - 1) >> 12:
-        if page < c.page_count and c.pages[page] != cython.NULL:
-            touched = True
-            break
-        page += 1
-    if not touched:
-        return
-    if c.queue_count < 256 and size <= 0x40000000:
-        c.queue_gpa[c.queue_count] = gpa
-        c.queue_size[c.queue_count] = size
-        c.queue_count += 1
-    else:
-        c.queue_all = 1
-    for n in range(e.cpu_count):
-        __atomic_fetch_or(cython.address(e.cpus[n].pending), PENDING_INVALIDATE, 5)
+    page.harmless = 0
+    if page.drops < MAX_DROPS:
+        page.drops += 1
+    while page.first != cython.NULL:
+        if page.first.valid:
+            retire(c, page.first)
+        page.first = page.first.page_next
+    while page.second != cython.NULL:
+        if page.second.valid:
+            retire(c, page.second)
+        page.second = page.second.page2_next
+    page.granules = 0
+    page.claimed = 0
 
 
-def code_settle(e):
-    """Carry out what ``code_written_later`` queued."""
+def code_changed(e, gpa, size):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
-    i: uint32_t
-    at: uint64_t
-    end: uint64_t
+    end: uint64_t = gpa + size
     piece: uint64_t
-    if c.queue_all:
-        code_flush(e)
-    else:
-        for i in range(c.queue_count):
-            at = c.queue_gpa[i]
-            end = at + c.queue_size[i]
-            while at < end:
-                piece = 4096 - (at & 0xFFF)
-                if piece > end - at:
-                    piece = end - at
-                code_written(e, cython.NULL, at, piece)
-                at += piece
-        if c.queue_points:
-            offsets_changed(e, c.queue_offsets)
-    c.queue_count = 0
-    c.queue_all = 0
-    if c.queue_points:
-        c.queue_points = 0
-        for i in range(64):
-            c.queue_offsets[i] = 0
+    if c == cython.NULL:
+        return
+    fence(ATOMIC)  # what was written must be seen by whoever claims the page later
+    while gpa < end:
+        piece = 4096 - (gpa & 0xFFF)
+        if piece > end - gpa:
+            piece = end - gpa
+        if has_code(e, gpa):
+            code_written(e, cython.NULL, gpa, cython.cast(uint32_t, piece))
+        gpa += piece
 
 
 def page_covers(page, offsets):
@@ -400,25 +440,21 @@ def page_covers(page, offsets):
     return False
 
 
-def offsets_changed(e, offsets):
+def offsets_changed(e, s, offsets):
     """Drop the code of every page that has some at ``offsets``: what is looked for there is another thing now.
 
-    Whole pages, for what jumps inside a page is chained, and would come by the lookup for ever.
+    Whole pages, for what is linked inside a page then comes by the lookup once and not for ever.
     """
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     number: uint64_t
-    for number in range(c.page_count):
-        if c.pages[number] != cython.NULL and page_covers(c.pages[number], offsets):
-            code_written(e, cython.NULL, number << 12, 4096)
-
-
-def code_offsets_later(e, offsets):
-    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
-    n: uint32_t
+    covers: cython.bint
     if c == cython.NULL:
         return
-    for n in range(64):
-        c.queue_offsets[n] |= offsets[n]
-    c.queue_points = 1
-    for n in range(e.cpu_count):
-        __atomic_fetch_or(cython.address(e.cpus[n].pending), PENDING_INVALIDATE, 5)
+    for number in range(c.page_count):
+        if c.pages[number] == cython.NULL:
+            continue
+        lock_code(e, s)
+        covers = c.pages[number] != cython.NULL and page_covers(c.pages[number], offsets)
+        unlock_code(e)
+        if covers:
+            code_written(e, s, number << 12, 4096)

@@ -37,6 +37,7 @@ ctypedef int (*EnterFunction)(CpuState *s, uint64_t code, uint64_t rip) noexcept
 
 cdef bint fsgsbase_allowed() noexcept nogil
 cdef enum:
+    COPIED_CODE = 800  # more than MAX_INSNS instructions can have
     REGIONS = 256  # code caches of live machines in one process
 
 cdef bint watch_region(uint64_t start, uint64_t end, uint64_t stub) noexcept nogil
@@ -52,6 +53,12 @@ cdef void locate(CpuState *s, uint64_t host_pc) noexcept nogil
 cdef uint64_t linear_rip(CpuState *s) noexcept nogil
 cdef void set_linear(CpuState *s, uint64_t va) noexcept nogil
 cdef Block *find_block(CpuState *s, bint step) noexcept nogil
+cdef Block *make_block(CpuState *s, uint64_t gpa, uint64_t gpa2, uint32_t mode) noexcept nogil
+cdef void flush_cache(CpuState *s) noexcept nogil
+cdef uint32_t slot_of_mode(CpuState *s) noexcept nogil
+cdef bint nobody_left(CpuState *s) noexcept nogil
+cdef bint start_other(CpuState *s) noexcept nogil
+cdef void chain(CpuState *s, Block *b) noexcept nogil
 cdef bint settle(CpuState *s) noexcept nogil
 cdef void sleep_halted(CpuState *s) noexcept nogil
 cdef bint handle_host_fault(CpuState *s) noexcept nogil

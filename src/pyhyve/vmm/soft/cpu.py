@@ -7,16 +7,18 @@ instruction again, alone in a block of its own, once the answer is there.
 """
 
 import cython
-from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import int32_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import (
     NO_PAGE,
     Block,
     CodeCache,
+    Link,
     MapEntry,
     block_at,
     block_find,
+    claim_pages,
     code_flush,
-    code_settle,
+    link_to,
     map_at,
     mode_slot,
     retire,
@@ -44,13 +46,15 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_deliverable,
     lapic_extint_enabled,
     lapic_next_deadline,
-    lapic_reset,
     lapic_timer_expired,
 )
 from cython.cimports.pyhyve.vmm.soft.mmu import (
+    ALONE,
     CODE_WRITE,
     bounce_finish,
+    close_store,
     linear,
+    note_jump,
     ram_host,
     tlb_fill,
     walk,
@@ -70,6 +74,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_DEBUG,
     EXIT_EOI,
     EXIT_FAILED,
+    EXIT_HALTED,
     EXIT_HLT,
     EXIT_INTACK,
     EXIT_KICKED,
@@ -96,10 +101,8 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_EXTINT,
     PENDING_INIT,
     PENDING_INTERRUPT,
-    PENDING_INVALIDATE,
     PENDING_KICK,
     PENDING_NMI,
-    PENDING_SIPI,
     PENDING_TIMER,
     SHADOW_SS,
     SS,
@@ -110,6 +113,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     __atomic_load_n,
     gp,
     is_canonical,
+    jump_index,
     raise_fault,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import (
@@ -123,6 +127,15 @@ from cython.cimports.pyhyve.vmm.soft.stubs import (
     X_SLOW,
 )
 from cython.cimports.pyhyve.vmm.soft.system import reset_cpu, update_mode
+from cython.cimports.pyhyve.vmm.soft.threads import (
+    lock_code,
+    park,
+    start_running,
+    stop_running,
+    unlock_code,
+    world_go,
+    world_stop,
+)
 from cython.cimports.pyhyve.vmm.soft.translate import MAX_INSNS, crosses_page, translate
 
 # Synchronous host signals in emitted code
@@ -167,6 +180,7 @@ def on_host_fault(signum, info, context):
 
 
 def install_signals():
+    global installed
     action: sigaction_s
     i: cython.int
     signals: cython.int[4]
@@ -181,6 +195,7 @@ def install_signals():
     sigemptyset(cython.address(action.sa_mask))
     for i in range(4):
         sigaction(signals[i], cython.address(action), cython.address(old_actions[signals[i]]))
+    installed = True
 
 
 def watch_region(start, end, stub):
@@ -300,28 +315,20 @@ def leave_unfetched(s: cython.pointer(CpuState), gpa: uint64_t) -> cython.int:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def cross_bytes(s: cython.pointer(CpuState), va: uint64_t, gpa: uint64_t, user: cython.int, buffer: cython.pointer(uint8_t),
-                gpa2: cython.pointer(uint64_t)) -> cython.int:
-    """Collect 15 bytes from both sides of a page border."""
+def next_code_page(s: cython.pointer(CpuState), va: uint64_t, user: cython.int, gpa2: cython.pointer(uint64_t)) -> cython.int:
+    """The guest-physical page behind that of ``va``, into which an instruction reaches."""
     flags: uint32_t = 0
-    other: uint64_t = 0
-    first: uint32_t = 4096 - (gpa & 0xFFF)
-    i: uint32_t
-    host: cython.pointer(uint8_t) = cython.cast(cython.pointer(uint8_t), ram_host(s.engine, gpa, False))
-    host2: cython.pointer(uint8_t)
-    next_page: uint64_t = (va & PAGE_MASK) + 4096
+    gpa: uint64_t = 0
+    following: uint64_t = (va & PAGE_MASK) + 4096
     if not s.mode & MODE_CODE64:
-        next_page &= LOW32
-    elif not is_canonical(next_page):
+        following &= LOW32
+    elif not is_canonical(following):
         return gp(s, 0)
-    if walk(s, next_page, ACCESS_EXEC, user, False, cython.address(other), cython.address(flags)) != DONE:
+    if walk(s, following, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
         return FAULT
-    host2 = cython.cast(cython.pointer(uint8_t), ram_host(s.engine, other, False))
-    if host2 == cython.NULL:
-        return leave_unfetched(s, other)
-    for i in range(15):
-        buffer[i] = host[i] if i < first else host2[i - first]
-    gpa2[0] = other & PAGE_MASK
+    if ram_host(s.engine, gpa, False) == 0:
+        return leave_unfetched(s, gpa)
+    gpa2[0] = gpa & PAGE_MASK
     return DONE
 
 
@@ -334,14 +341,10 @@ def find_block(s, step):
     gpa2: uint64_t = NO_PAGE
     flags: uint32_t = 0
     host: uint64_t
-    start: uint64_t
     b: cython.pointer(Block) = cython.NULL
-    buffer: uint8_t[16]
     user: cython.int = MMU_USER if s.mode & MODE_USER else cython.cast(cython.int, MMU_KERNEL)
     avail: uint32_t
     mode: uint32_t = s.mode | (MODE_STEP if step else 0)
-    limit: uint32_t = 1 if step else cython.cast(uint32_t, MAX_INSNS)
-    attempt: cython.int
     s.count_lookup += 1
     if s.mode & MODE_CODE64:
         if not is_canonical(va):
@@ -360,30 +363,82 @@ def find_block(s, step):
     b = block_find(c, gpa, mode)
     if b != cython.NULL and b.gpa2 == NO_PAGE:
         return b
-    if avail < 15 and crosses_page(cython.cast(cython.pointer(cython.const[uint8_t]), host), avail, mode):
-        if cross_bytes(s, va, gpa, user, buffer, cython.address(gpa2)) != DONE:
-            return cython.NULL
-    if b != cython.NULL:
-        if b.gpa2 == gpa2:
+    while True:
+        gpa2 = NO_PAGE
+        if avail < 15 and crosses_page(cython.cast(cython.pointer(cython.const[uint8_t]), host), avail, mode):
+            if next_code_page(s, va, user, cython.address(gpa2)) != DONE:
+                return cython.NULL
+        if b != cython.NULL and b.gpa2 == gpa2:
             return b
-        retire(c, b)
-    start = native.rdtsc()
-    for attempt in range(2):
-        if gpa2 != NO_PAGE:
-            b = translate(e, s, gpa, gpa2, buffer, 15, limit)
-        else:
-            b = translate(e, s, gpa, gpa2, cython.cast(cython.pointer(cython.const[uint8_t]), host), avail, limit)
+        b = make_block(s, gpa, gpa2, mode)
         if b != cython.NULL:
-            break
+            return b
+
+
+def make_block(s, gpa, gpa2, mode):
+    """Translate the block at ``gpa``, unless another vCPU has done so meanwhile. NULL: the code is not what it was."""
+    e: cython.pointer(Engine) = s.engine
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    b: cython.pointer(Block)
+    code: uint8_t[COPIED_CODE]
+    avail: uint32_t = 4096 - (gpa & 0xFFF)
+    start: uint64_t = native.rdtsc()
+    changed: cython.bint = False
+    while True:
+        lock_code(e, s)
+        b = block_find(c, gpa, mode)
+        if b != cython.NULL and b.gpa2 != gpa2:
+            retire(c, b)
+            b = cython.NULL
+        if b == cython.NULL and claim_pages(e, s, gpa, gpa2) == 0:
+            # From a copy: a store by another vCPU or a device may come at any time.
+            copy_code(e, gpa, gpa2, code)
+            changed = (avail < 15 and crosses_page(code, avail, mode)) != (gpa2 != NO_PAGE)
+            if not changed:
+                b = translate(e, s, gpa, gpa2, code, avail if gpa2 == NO_PAGE else 15, 1 if mode & MODE_STEP else MAX_INSNS)
+        unlock_code(e)
+        if b != cython.NULL or changed:
+            s.tsc_translate += native.rdtsc() - start
+            return b
+        flush_cache(s)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def copy_code(e: cython.pointer(Engine), gpa: uint64_t, gpa2: uint64_t, code: cython.pointer(uint8_t)) -> cython.void:
+    """The bytes at ``gpa`` as far as a block can reach, up to the page's end or 15 of them into page ``gpa2``."""
+    first: uint32_t = 4096 - (gpa & 0xFFF)
+    if gpa2 != NO_PAGE:
+        native.copy_up(code, cython.cast(cython.p_void, ram_host(e, gpa, False)), first)
+        native.copy_up(code + first, cython.cast(cython.p_void, ram_host(e, gpa2, False)), 15 - first)
+        return
+    if first > COPIED_CODE - 15:
+        first = COPIED_CODE - 15
+    native.copy_up(code, cython.cast(cython.p_void, ram_host(e, gpa, False)), first)
+
+
+def flush_cache(s):
+    """The cache is full, or the mode slots are used up: begin anew. At a block border."""
+    e: cython.pointer(Engine) = s.engine
+    if world_stop(e, s):
+        lock_code(e, s)
         code_flush(e)
+        unlock_code(e)
         s.count_code_flush += 1
-    s.tsc_translate += native.rdtsc() - start
-    if b == cython.NULL:
-        s.exit.kind = EXIT_FAILED
-        s.exit.address = gpa
-        s.exit.value = 1
-        s.exit.size = 0
-    return b
+    world_go(e)
+
+
+def slot_of_mode(s):
+    """The slot of the jump caches for the mode of ``s``."""
+    slot: cython.int
+    while True:
+        lock_code(s.engine, s)
+        slot = mode_slot(s.engine, s.mode)
+        unlock_code(s.engine)
+        if slot >= 0:
+            return slot
+        flush_cache(s)
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -403,12 +458,10 @@ def settle(s):
     vector: cython.int
     if s.pending:
         bits = __atomic_exchange_n(cython.address(s.pending), 0, 5)
-        if bits & PENDING_INVALIDATE:
-            code_settle(s.engine)
         if bits & PENDING_TIMER:
             lapic_timer_expired(s)
         s.events |= bits & (
-            PENDING_KICK | PENDING_INTERRUPT | PENDING_NMI | PENDING_EXTINT | PENDING_INIT | PENDING_SIPI | PENDING_DRAIN
+            PENDING_KICK | PENDING_INTERRUPT | PENDING_NMI | PENDING_EXTINT | PENDING_INIT | PENDING_DRAIN
         )
         if bits & PENDING_TIMER:
             s.events |= PENDING_INTERRUPT
@@ -416,6 +469,8 @@ def settle(s):
         s.events &= ~cython.cast(uint32_t, PENDING_DRAIN)
         if s.exit.kind:
             return True
+    if s.sipi_targets:
+        return start_other(s)
     if s.eoi_count:
         s.eoi_count -= 1
         return leave_with(s, EXIT_EOI, s.eoi_vectors[s.eoi_count], 0)
@@ -425,9 +480,13 @@ def settle(s):
         s.events &= ~cython.cast(uint32_t, PENDING_KICK)
         return leave_with(s, EXIT_KICKED, 0, 0)
     if s.events & PENDING_INIT:
-        s.events &= ~cython.cast(uint32_t, PENDING_INIT | PENDING_SIPI)
+        # The boot processor starts again at the reset vector, any other waits for a start-up IPI (SDM Vol. 3A 9.4).
+        s.events = 0
+        s.intack_wait = 0
         reset_cpu(s, True)
-        lapic_reset(s, True)
+        if s.index == 0:
+            return False
+        __atomic_exchange_n(cython.address(s.down), 1, 5)
         return leave_with(s, EXIT_SPINDOWN, 0, 0)
     if s.inhibit:
         return False
@@ -460,6 +519,17 @@ def settle(s):
     return False
 
 
+def start_other(s):
+    """Tell Python of one of the processors that this one's start-up IPI has started."""
+    target: uint32_t = 0
+    while (s.sipi_targets >> target) & 1 == 0:
+        target += 1
+    s.sipi_targets &= s.sipi_targets - 1
+    if s.sipi_targets:
+        s.events |= PENDING_DRAIN
+    return leave_with(s, EXIT_SIPI, target, s.engine.cpus[target].sipi_vector)
+
+
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
@@ -478,9 +548,22 @@ def trap_follows(s: cython.pointer(CpuState), insn: cython.pointer(Insn)) -> cyt
 @cython.exceptval(check=False)
 def wakes(s: cython.pointer(CpuState)) -> cython.bint:
     """Is there an event that ends HLT?"""
-    if s.events & (PENDING_NMI | PENDING_KICK | PENDING_INIT | PENDING_SIPI):
+    if s.events & (PENDING_NMI | PENDING_KICK | PENDING_INIT):
         return True
     return s.iff != 0 and (lapic_deliverable(s) >= 0 or (s.intr_line != 0 and lapic_extint_enabled(s)))
+
+
+def nobody_left(s):
+    """Note that this vCPU has halted for good, as far as interrupts go. True if all have."""
+    i: uint32_t
+    other: cython.pointer(CpuState)
+    if __atomic_exchange_n(cython.address(s.dead), 1, 5) == 1:
+        return False  # said already, and the machine has gone on
+    for i in range(s.engine.cpu_count):
+        other = s.engine.cpus[i]
+        if __atomic_load_n(cython.address(other.down), 5) == 0 and __atomic_load_n(cython.address(other.dead), 5) == 0:
+            return False
+    return True
 
 
 def sleep_halted(s):
@@ -513,7 +596,8 @@ def sleep_halted(s):
 
 def run_loop(s):
     """Until the exit is filled. Vector registers hold guest state all the time, but for sleeping."""
-    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), s.engine.code)
+    e: cython.pointer(Engine) = s.engine
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     b: cython.pointer(Block)
     insn: cython.pointer(Insn)
     enter: EnterFunction = cython.cast(EnterFunction, c.stubs.enter)
@@ -523,14 +607,22 @@ def run_loop(s):
     chain_to: uint64_t = 0
     code: uint64_t
     i: uint32_t
-    flushes: uint64_t
     step: cython.bint
     trap: cython.bint
     taken: uint64_t
     length: uint32_t
     patch: cython.bint = False
+    patch_flushes: uint64_t = 0
     afresh: cython.bint = False
     while True:
+        s.border += 1
+        if s.open_size:
+            close_store(s)
+        if s.alone and s.step_once == 0:
+            s.alone = 0
+            world_go(e)
+        if e.stop and s.alone == 0:
+            park(s)
         if s.watch_hits and report_hits(s):
             return True
         if s.exc_pending:
@@ -556,17 +648,22 @@ def run_loop(s):
         if s.halted:
             if wakes(s):
                 s.halted = 0
+                s.dead = 0
                 continue
+            if s.hlt_exit and s.iff == 0 and nobody_left(s):
+                return leave_with(s, EXIT_HALTED, 0, 0)
             if s.pending == 0:
-                native.xsave(s.xsave, s.engine.xsave_mask)
+                native.xsave(s.xsave, e.xsave_mask)
+                stop_running(s)
                 sleep_halted(s)
-                native.xrstor(s.xsave, s.engine.xsave_mask)
+                start_running(s)
+                native.xrstor(s.xsave, e.xsave_mask)
             continue
         va = linear_rip(s)
         # An interrupt may have come between the unresolved jump and here: then nothing is chained.
         patch = patch and va == chain_to and s.mode == s.slot_mode
         if s.mode != s.slot_mode:
-            s.mode_slot = mode_slot(s.engine, s.mode)
+            s.mode_slot = slot_of_mode(s)
             s.slot_mode = s.mode
         trap = (s.flags_system & FLAG_TF) != 0
         step = trap or s.inhibit or s.step_once or s.step_exit or s.replay
@@ -577,7 +674,7 @@ def run_loop(s):
             if status == TRAP:
                 continue
             step = step or status == STEP
-        i = (va & 0x7F) | ((va >> 5) & 0xF80)
+        i = jump_index(va)
         if step:
             b = find_block(s, True)
             code = b.code if b != cython.NULL else 0
@@ -585,7 +682,6 @@ def run_loop(s):
             b = cython.NULL
             code = s.jump[s.mode_slot][i].code
         else:
-            flushes = c.flushes
             b = find_block(s, False)
             code = 0
             if b != cython.NULL:
@@ -593,12 +689,10 @@ def run_loop(s):
                 s.jump[s.mode_slot][i].not_rip = ~va
                 s.jump[s.mode_slot][i].code = code
                 s.jump_dirty[s.mode_slot] = 1
-                if patch and b.gpa2 == NO_PAGE and flushes == c.flushes:
+                note_jump(s, va)
+                if patch and b.gpa2 == NO_PAGE and patch_flushes == c.flushes:
                     # Let the jump that led here lead straight to the block from now on
-                    cython.cast(cython.pointer(cython.int), c.rw + (s.exit_site - c.rx))[0] = cython.cast(
-                        cython.int, b.chained - (s.exit_site + 4)
-                    )
-                    s.count_chain += 1
+                    chain(s, b)
         patch = False
         afresh = False
         if code == 0:
@@ -617,6 +711,7 @@ def run_loop(s):
             set_linear(s, s.page_va + s.exit_target)
             chain_to = linear_rip(s)
             patch = True
+            patch_flushes = c.flushes
         elif why == X_EVENT:
             # An event, or the block has been retired: the jump cache may still name it.
             set_linear(s, s.page_va + s.exit_target)
@@ -655,7 +750,10 @@ def run_loop(s):
                     s.replay = 1
                 s.watch_hits = 0
                 return True
-            s.step_once = 1  # CODE_WRITE: the instruction that changes this block runs alone
+            if status == ALONE:
+                world_stop(e, s)
+                s.alone = 1
+            s.step_once = 1  # CODE_WRITE: the instruction that changes this block runs in a block of its own
             continue
         else:
             if handle_host_fault(s):
@@ -674,10 +772,26 @@ def run_loop(s):
             if trap and not branch_step(s, va, length):
                 raise_debug(s, DR6_BS)
             if s.step_exit and (s.watch_hits & HIT_DEBUGGER) == 0:
-                if s.exit.kind == EXIT_SIPI:
-                    s.step_after = 1
-                    return True
                 return leave_with(s, EXIT_STEP, 0, 0)
+
+
+def chain(s, b):
+    """Link the jump that left last with ``b``, if that is still there and the jump leads nowhere yet."""
+    e: cython.pointer(Engine) = s.engine
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    link: cython.pointer(Link) = cython.cast(cython.pointer(Link), s.exit_link)
+    lock_code(e, s)
+    if b.valid and rel32_at(c.rw + (link.site - c.rx)) == cython.cast(int32_t, link.cold - (link.site + 4)):
+        link_to(c, link, b)
+        s.count_chain += 1
+    unlock_code(e)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def rel32_at(where: cython.pointer(uint8_t)) -> int32_t:
+    return cython.cast(cython.pointer(int32_t), where)[0]
 
 
 def cpu_run(s):
@@ -714,9 +828,16 @@ def cpu_run(s):
         syscall(158, 0x1001, s)  # arch_prctl(ARCH_SET_GS)
     s.count_exits += 1
     start = native.rdtsc()
+    start_running(s)
     native.xrstor(s.xsave, s.engine.xsave_mask)
     run_loop(s)
     native.xsave(s.xsave, s.engine.xsave_mask)
+    if s.open_size:
+        close_store(s)
+    if s.alone:
+        s.alone = 0
+        world_go(s.engine)
+    stop_running(s)
     native.xrstor(area, s.engine.xsave_mask)
     s.tsc_run += native.rdtsc() - start
     if s.exit.kind == EXIT_DEBUG or s.exit.kind == EXIT_STEP:

@@ -5,9 +5,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from pyhyve.vmm.soft.insn cimport Insn
 from pyhyve.vmm.soft.state cimport CpuState, Engine
 
-cdef extern from *:
-    void armed_unlock "__atomic_store_n"(uint32_t *where, uint32_t value, int order) noexcept nogil
-
 cdef enum:
     # Watch.kinds: which accesses it waits for
     WATCH_WRITE = 1
@@ -79,6 +76,5 @@ cdef bint has_point(CpuState *s, uint64_t va) noexcept nogil
 cdef uint32_t register_breaks(CpuState *s, uint64_t va) noexcept nogil
 cdef void set_offset(uint64_t *offsets, uint64_t va) noexcept nogil
 cdef void arm(Engine *e, uint64_t va, uint64_t *changed) noexcept nogil
-cdef void lock_armed(Engine *e) noexcept nogil
-cdef void unlock_armed(Engine *e, uint64_t *changed) noexcept nogil
+cdef void apply_changes(CpuState *s, uint64_t *changed) noexcept nogil
 cdef void drop_unwanted(Engine *e, uint64_t *changed) noexcept nogil

@@ -19,7 +19,7 @@ waits for a device's answer and runs again, is forgotten.
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
-from cython.cimports.pyhyve.vmm.soft.blocks import code_offsets_later
+from cython.cimports.pyhyve.vmm.soft.blocks import offsets_changed
 from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush, tlb_flush_page
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR4_DE,
@@ -29,7 +29,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_IN,
     EXIT_MMIO_READ,
     EXIT_RDMSR,
-    EXIT_SIPI,
     FLAG_RF,
     HIT_DEBUGGER,
     HIT_REGISTERS,
@@ -40,27 +39,21 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SHADOW_SS,
     SHADOW_STI,
     Watch,
-    __atomic_exchange_n,
     raise_fault,
 )
+from cython.cimports.pyhyve.vmm.soft.threads import lock_code, unlock_code
 
 # --- what is armed ----------------------------------------------------------------------------------------------------
 
 
-def lock_armed(e):
-    while __atomic_exchange_n(cython.address(e.armed_lock), 1, 5):
-        pass
-
-
-def unlock_armed(e, changed):
-    """The end of a change, and what follows for the code at the page offsets ``changed``."""
+def apply_changes(s, changed):
+    """The armed addresses have changed: what follows for the code at the page offsets ``changed``."""
     i: uint32_t
     some: uint64_t = 0
-    armed_unlock(cython.address(e.armed_lock), 0, 5)
     for i in range(64):
         some |= changed[i]
     if some:
-        code_offsets_later(e, changed)
+        offsets_changed(s.engine, s, changed)
 
 
 def set_offset(offsets, va):
@@ -133,11 +126,12 @@ def points_changed(s):
     changed: uint64_t[64]
     for i in range(64):
         changed[i] = 0
-    lock_armed(s.engine)
+    lock_code(s.engine, s)  # translation reads the list
     drop_unwanted(s.engine, changed)
     for i in range(s.point_count):
         arm(s.engine, s.points[i], changed)
-    unlock_armed(s.engine, changed)
+    unlock_code(s.engine)
+    apply_changes(s, changed)
     debug_update(s)
     tlb_flush(s, False)
 
@@ -180,7 +174,7 @@ def debug_update(s):
         return
     for i in range(64):
         changed[i] = 0
-    lock_armed(s.engine)
+    lock_code(s.engine, s)  # translation reads the list
     for i in range(4):
         if not register_enabled(s, i):
             continue
@@ -195,7 +189,8 @@ def debug_update(s):
             watch.kinds = WATCH_WRITE if kind == RW_WRITE else WATCH_WRITE | WATCH_READ
             watch.hit = 1 << i
             tlb_flush_page(s, watch.gva)
-    unlock_armed(s.engine, changed)
+    unlock_code(s.engine)
+    apply_changes(s, changed)
 
 
 def port_access(s, port, size):
@@ -277,8 +272,6 @@ def report_hits(s):
     if s.exc_pending and s.exc_vector != EXC_DB:
         s.watch_hits = 0  # the instruction has faulted: it was not executed
         return False
-    if s.exit.kind == EXIT_SIPI:
-        return True  # first what the instruction did
     if s.watch_hits & HIT_REGISTERS and s.inhibit != SHADOW_SS:
         raise_debug(s, s.watch_hits & HIT_REGISTERS)
         s.watch_hits &= HIT_DEBUGGER

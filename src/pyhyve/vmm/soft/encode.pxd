@@ -18,6 +18,7 @@ cdef enum:
     CC_AE = 3
     CC_Z = 4
     CC_NZ = 5
+    CC_ALWAYS = 16
 
 
 cdef struct Asm:
@@ -232,6 +233,37 @@ cdef inline uint8_t *jmp_fwd(Asm *a) noexcept nogil:
 cdef inline void land(Asm *a, uint8_t *rel32) noexcept nogil:
     """Let the jump with this rel32 come here."""
     (<int32_t *>rel32)[0] = <int32_t>(a.p - (rel32 + 4))
+
+
+cdef inline void nops(Asm *a, uint32_t count) noexcept nogil:
+    """One NOP of 0 to 7 bytes."""
+    if count == 1:
+        e8(a, 0x90)
+    elif count == 2:
+        e16(a, 0x9066)
+    elif count == 3:
+        e16(a, 0x1F0F)
+        e8(a, 0)
+    elif count == 4:
+        e32(a, 0x00401F0F)
+    elif count == 5:
+        e32(a, 0x00441F0F)
+        e8(a, 0)
+    elif count == 6:
+        e8(a, 0x66)
+        e32(a, 0x00441F0F)
+        e8(a, 0)
+    elif count == 7:
+        e32(a, 0x00801F0F)
+        e16(a, 0)
+        e8(a, 0)
+
+
+cdef inline void align_patch(Asm *a, uint32_t lead, uint32_t size) noexcept nogil:
+    """Let the `size` bytes that come behind the next `lead` lie in one aligned quadword, so that they can be patched."""
+    cdef uint32_t at = (<uint32_t>here(a) + lead) & 7
+    if at + size > 8:
+        nops(a, 8 - at)
 
 
 cdef inline uint8_t *short_fwd(Asm *a, uint32_t opcode) noexcept nogil:

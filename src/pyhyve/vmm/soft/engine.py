@@ -12,7 +12,16 @@ import cython
 from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.pyhyve.vmm.soft.blocks import NO_PAGE, Block, CodeCache, code_create, code_destroy, code_flush, code_written_later
+from cython.cimports.pyhyve.vmm.soft.blocks import (
+    NO_MODE,
+    NO_PAGE,
+    Block,
+    CodeCache,
+    code_changed,
+    code_create,
+    code_destroy,
+    code_flush,
+)
 from cython.cimports.pyhyve.vmm.soft.cpu import (
     cpu_run,
     fsgsbase_allowed,
@@ -30,6 +39,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_set_base,
     lapic_set_page,
     lapic_set_tpr,
+    lapic_started,
     timer_loop,
     timer_poke,
     wake,
@@ -42,6 +52,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_DEBUG,
     EXIT_EOI,
     EXIT_FAILED,
+    EXIT_HALTED,
     EXIT_HLT,
     EXIT_IN,
     EXIT_INTACK,
@@ -66,6 +77,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_KICK,
     PENDING_NMI,
     SS,
+    JUMP_SIZE,
     TLB_SIZE,
     CpuState,
     Engine,
@@ -74,6 +86,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     set_rflags,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import emit_stubs
+from cython.cimports.pyhyve.vmm.soft.threads import lock_code, unlock_code, world_go, world_stop
 from cython.cimports.pyhyve.vmm.soft.system import msr_read, msr_write, reset_cpu, set_efer, update_mode
 
 import pyhyve.vmm.soft.events
@@ -85,6 +98,7 @@ import pyhyve.vmm.soft.strings  # noqa: F401  each registers its helpers
 import pyhyve.vmm.soft.vector
 from pyhyve.errors import BackendError
 from pyhyve.vmm.api import (
+    MAX_CPUS,
     ApicMode,
     Capability,
     Chip,
@@ -116,6 +130,7 @@ from pyhyve.vmm.exits import (
 from pyhyve.vmm.registers import GENERAL, Reg, SegmentName, Table
 from pyhyve.vmm.registers import Segment as SegmentValue
 from pyhyve.vmm.soft import system
+from pyhyve.vmm.startup import start_at_sipi
 
 CODE_SIZE = 96 << 20
 LOW64 = 0xFFFFFFFFFFFFFFFF
@@ -150,12 +165,12 @@ class SoftHypervisor(Hypervisor):
     def probe(self):
         missing = _missing_features()
         if missing:
-            return Probe(False, False, "the host's CPU lacks " + ", ".join(missing) + ", which the CPU engine needs", 1)
-        return Probe(True, True, "the CPU engine runs on this host", 1)
+            return Probe(False, False, "the host's CPU lacks " + ", ".join(missing) + ", which the CPU engine needs")
+        return Probe(True, True, "the CPU engine runs on this host")
 
     def create(self, name, memory, cpus):
-        if cpus != 1:
-            raise BackendError(f"{cpus} vCPUs requested but only 1 available")
+        if not 1 <= cpus <= MAX_CPUS:
+            raise BackendError(f"{cpus} vCPUs requested but only {MAX_CPUS} available")
         return SoftMachine(name, memory, cpus)
 
 
@@ -218,33 +233,49 @@ class SoftMachine:
         for i in range(number):
             if start < self.e.regions[i].gpa + self.e.regions[i].size and self.e.regions[i].gpa < end:
                 raise BackendError(f"memory is mapped at {gpa:#x} already")
+        host = self.memory.host_base + offset
+        self._stop_world()
         self.e.regions[number].gpa = gpa
         self.e.regions[number].size = size
-        self.e.regions[number].host = self.memory.host_base + offset
+        self.e.regions[number].host = host
         self.e.regions[number].readonly = readonly
         self.e.region_count = number + 1
-        self._forget()
+        self._forget_and_go()
 
     def unmap_memory(self, gpa):
         i: uint32_t
         where: uint64_t = gpa
         for i in range(self.e.region_count):
             if self.e.regions[i].gpa == where:
+                self._stop_world()
                 self.e.region_count -= 1
                 self.e.regions[i] = self.e.regions[self.e.region_count]
-                self._forget()
+                self._forget_and_go()
                 return
         raise KeyError(gpa)
 
-    def _forget(self):
+    def _stop_world(self):
+        e: cython.pointer(Engine) = self.e
+        with cython.nogil:
+            world_stop(e, cython.NULL)
+
+    def _forget_and_go(self):
+        """The memory map has changed: nothing that was found out under the old one holds."""
         i: uint32_t
         for i in range(self.e.cpu_count):
             tlb_flush(self.e.cpus[i], False)
         if self.e.code != cython.NULL:
+            lock_code(self.e, cython.NULL)
             code_flush(self.e)
+            unlock_code(self.e)
+        world_go(self.e)
 
     def memory_written(self, gpa, length):
-        code_written_later(self.e, gpa, length)
+        e: cython.pointer(Engine) = self.e
+        start: uint64_t = gpa
+        size: uint64_t = length
+        with cython.nogil:
+            code_changed(e, start, size)
 
     def create_vcpu(self, index):
         cpu = SoftCpu(self, index)
@@ -407,6 +438,7 @@ class SoftMachine:
             "data_bytes": c.data_used,
             "blocks_live": c.index_count,
             "code_flushes": c.flushes,
+            "invalidated": c.invalidated,
             "tsc_hz": self.e.tsc_hz,
         }
 
@@ -440,12 +472,13 @@ class SoftCpu:
         s.engine = machine.e
         s.mask_index = (TLB_SIZE - 1) << 12
         s.mask_high = ~cython.cast(uint64_t, 0xFFF)
-        s.mask_jump = 0x1F07F
+        s.mask_jump = JUMP_SIZE - 1
         s.mask_bits[0] = 7
         s.mask_bits[1] = 15
         s.mask_bits[2] = 31
         s.mask_bits[3] = 63
-        s.slot_mode = 0x80000000
+        s.slot_mode = NO_MODE
+        s.down = index != 0
         if machine.e.code == cython.NULL:
             if code_create(machine.e, s, CODE_SIZE) < 0:
                 raise BackendError("the host gives no memory for translated code")
@@ -509,6 +542,8 @@ class SoftCpu:
             return SpinupAp(s.exit.address, s.exit.value)
         if kind == EXIT_SPINDOWN:
             return SpindownCpu()
+        if kind == EXIT_HALTED:
+            return Suspended(SuspendReason.HALT)
         if kind == EXIT_TRIPLE_FAULT:
             return Suspended(SuspendReason.TRIPLE_FAULT)
         if kind == EXIT_DEBUG:
@@ -517,6 +552,10 @@ class SoftCpu:
         if s.exit.size == 0:
             detail = f"no instruction can be fetched from guest-physical {s.exit.address:#x}"
         return EntryFailed(s.rip, 0, kind, s.exit.value, s.exit.address, 0, s.exit.size, detail)
+
+    def start(self, vector):
+        lapic_started(self.s)
+        start_at_sipi(self, vector)
 
     def answer(self, value):
         self.s.answer = value & 0xFFFFFFFFFFFFFFFF
@@ -763,7 +802,6 @@ class SoftCpu:
             "exits": s.count_exits,
             "exceptions": s.count_exceptions,
             "interrupts": s.count_interrupts,
-            "invalidated": s.count_invalidated,
             "code_flushes": s.count_code_flush,
             "translate_tsc": s.tsc_translate,
             "run_tsc": s.tsc_run,

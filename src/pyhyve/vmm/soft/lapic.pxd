@@ -131,9 +131,10 @@ cdef struct Timespec:
 cdef int lapic_create(CpuState *s) noexcept nogil            # 0, or -1 without memory
 cdef void lapic_destroy(CpuState *s) noexcept nogil
 cdef void lapic_reset(CpuState *s, bint init) noexcept nogil
+cdef void lapic_started(CpuState *s) noexcept nogil
 # xAPIC page access: offset 0-0xFFF. 32-bit registers on 16-byte borders.
 cdef uint32_t lapic_read(CpuState *s, uint32_t offset) noexcept nogil
-# Always DONE: a SIPI becomes the target's own event.
+# Always DONE: a start-up IPI makes the vCPU leave behind the instruction (sipi_targets).
 cdef int lapic_write(CpuState *s, uint32_t offset, uint32_t value) noexcept nogil
 # x2APIC registers by MSR 0x800-0x8FF, checks included. DONE or FAULT.
 cdef int lapic_msr_read(CpuState *s, uint32_t index, uint64_t *value) noexcept nogil
@@ -170,10 +171,10 @@ cdef bint in_x2apic_mode(CpuState *s) noexcept nogil
 cdef bint software_enabled(CpuState *s) noexcept nogil
 cdef void error(CpuState *s, uint32_t bits) noexcept nogil
 cdef void accept_fixed(CpuState *s, uint32_t vector, bint level) noexcept nogil
-cdef void deliver(CpuState *s, uint32_t mode, uint32_t vector, bint level) noexcept nogil
+cdef void deliver(CpuState *sender, CpuState *s, uint32_t mode, uint32_t vector, bint level) noexcept nogil
 cdef bint addressed(CpuState *s, uint32_t destination, bint logical, uint32_t broadcast) noexcept nogil
-cdef void distribute(Engine *e, uint32_t mode, uint32_t vector, bint level, uint32_t destination, bint logical,
-                     uint32_t broadcast) noexcept nogil
+cdef void distribute(Engine *e, CpuState *sender, uint32_t mode, uint32_t vector, bint level, uint32_t destination,
+                     bint logical, uint32_t broadcast) noexcept nogil
 cdef void send_ipi(CpuState *s, uint32_t command, uint32_t destination) noexcept nogil
 cdef void end_of_interrupt(CpuState *s) noexcept nogil
 cdef void raise_lvt(CpuState *s, int entry) noexcept nogil

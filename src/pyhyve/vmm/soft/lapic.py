@@ -24,11 +24,11 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ATOMIC,
     DONE,
     LOW32,
+    PENDING_DRAIN,
     PENDING_EXTINT,
     PENDING_INIT,
     PENDING_INTERRUPT,
     PENDING_NMI,
-    PENDING_SIPI,
     PENDING_TIMER,
     CpuState,
     Engine,
@@ -90,6 +90,14 @@ def lapic_reset(s, init):
     if not init:
         a.waiting = s.index != 0
     s.cr8 = 0
+
+
+def lapic_started(s):
+    """A start-up IPI sets the vCPU, which nobody runs, going: the INIT before it is done."""
+    __atomic_exchange_n(cython.address(s.pending), 0, ATOMIC)
+    s.events = 0
+    s.down = s.dead = 0
+    lapic_reset(s, True)
 
 
 # Priorities
@@ -219,21 +227,21 @@ def accept_fixed(s, vector, level):
     wake(s, PENDING_INTERRUPT)
 
 
-def deliver(s, mode, vector, level):
+def deliver(sender, s, mode, vector, level):
     if mode == DELIVER_FIXED or mode == DELIVER_LOWEST:
         accept_fixed(s, vector, level)
     elif mode == DELIVER_NMI:
         wake(s, PENDING_NMI)
     elif mode == DELIVER_INIT:
-        # A start-up IPI that is pending together with an INIT came behind it.
-        __atomic_fetch_and(cython.address(s.pending), ~cython.cast(uint32_t, PENDING_SIPI), ATOMIC)
         __atomic_exchange_n(cython.address(chip(s).waiting), s.apic_base & BASE_BSP == 0, ATOMIC)
         wake(s, PENDING_INIT)
     elif mode == DELIVER_SIPI:
-        # Only a processor that waits for it takes a start-up IPI (9.4.4): systems send two.
-        if __atomic_exchange_n(cython.address(chip(s).waiting), 0, ATOMIC):
+        # Only a processor that waits for it takes a start-up IPI (9.4.4): systems send two. Its thread is started by
+        # Python, which hears of it from the sender.
+        if sender != cython.NULL and __atomic_exchange_n(cython.address(chip(s).waiting), 0, ATOMIC):
             s.sipi_vector = vector
-            wake(s, PENDING_SIPI)
+            sender.sipi_targets |= cython.cast(uint32_t, 1) << s.index
+            __atomic_fetch_or(cython.address(sender.pending), PENDING_DRAIN, ATOMIC)
     elif mode == DELIVER_EXTINT:
         wake(s, PENDING_EXTINT)
 
@@ -264,7 +272,7 @@ def addressed(s, destination, logical, broadcast):
     return own >> 4 == (destination >> 4) & 0xF and own & destination & 0xF != 0
 
 
-def distribute(e, mode, vector, level, destination, logical, broadcast):
+def distribute(e, sender, mode, vector, level, destination, logical, broadcast):
     i: uint32_t
     s: cython.pointer[CpuState]
     best: cython.pointer[CpuState] = cython.NULL
@@ -273,13 +281,13 @@ def distribute(e, mode, vector, level, destination, logical, broadcast):
         if s == cython.NULL or s.lapic == cython.NULL or not addressed(s, destination, logical, broadcast):
             continue
         if mode != DELIVER_LOWEST:
-            deliver(s, mode, vector, level)
+            deliver(sender, s, mode, vector, level)
         elif software_enabled(s) and (
             best == cython.NULL or processor_priority(chip(s)) < processor_priority(chip(best))
         ):
             best = s
     if best != cython.NULL:
-        deliver(best, DELIVER_FIXED, vector, level)
+        deliver(sender, best, DELIVER_FIXED, vector, level)
 
 
 def lapic_deliver_msi(e, address, data):
@@ -287,6 +295,7 @@ def lapic_deliver_msi(e, address, data):
         return
     distribute(
         e,
+        cython.NULL,
         (data >> 8) & 7,
         data & 0xFF,
         data & ICR_LEVEL != 0,
@@ -313,6 +322,7 @@ def send_ipi(s, command, destination):
     if shorthand == 0:
         distribute(
             e,
+            s,
             mode,
             vector,
             False,
@@ -322,13 +332,13 @@ def send_ipi(s, command, destination):
         )
         return
     if shorthand == ICR_SELF:
-        deliver(s, mode, vector, False)
+        deliver(s, s, mode, vector, False)
         return
     for i in range(e.cpu_count):
         if e.cpus[i] == cython.NULL or e.cpus[i].lapic == cython.NULL or e.cpus[i].apic_base & BASE_ENABLED == 0:
             continue
         if e.cpus[i] != s or shorthand == ICR_ALL:
-            deliver(e.cpus[i], mode, vector, False)
+            deliver(s, e.cpus[i], mode, vector, False)
 
 
 # Local vector table

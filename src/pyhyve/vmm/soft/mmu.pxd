@@ -70,7 +70,7 @@ cdef int mem_probe(CpuState *s, uint64_t va, uint32_t size, int access, int mode
 
 # Host pointer to linear `va`, valid up to the end of its page, or NULL: then *status is FAULT (recorded) or
 # LEAVE (not RAM: use mem_read / mem_write). A pointer for writing has already invalidated the translated code that
-# lies in the `size` bytes from va (and only those may be written).
+# lies in the `size` bytes from va (and only those may be written, before the next call or the end of the helper).
 cdef uint8_t *mem_pointer(CpuState *s, uint64_t va, uint32_t size, int access, int mode, int *status) noexcept nogil
 
 # Effective to linear address: base, limit and type checks of segment `seg` outside 64-bit mode, canonical check in it.
@@ -89,18 +89,28 @@ cdef void tlb_flush(CpuState *s, bint keep_global) noexcept nogil
 # Once, on a zeroed CpuState, before anything else: zero is not an empty tag.
 cdef void tlb_init(CpuState *s) noexcept nogil
 cdef void tlb_flush_page(CpuState *s, uint64_t va) noexcept nogil
-# Drop write permission for a guest-physical page (it now holds translated code) from every TLB of every vCPU.
-cdef void tlb_protect(Engine *e, uint64_t gpa) noexcept nogil
+# Drop write permission for a guest-physical page (it now holds translated code) from every TLB of every vCPU. Returns
+# which vCPUs had it.
+cdef uint32_t tlb_protect(Engine *e, uint64_t gpa) noexcept nogil
 
 # The slow path of emitted code. Returns what to add to `va` to get a host address: RAM filled into the TLB, or the
 # bounce buffer. *status: DONE, FAULT or LEAVE (or CODE_WRITE: the write hits the block that runs,
 # or the access touches watched bytes; go on in step mode).
 cdef enum:
     CODE_WRITE = 3
+    ALONE = 4            # an atomic access that crosses a page: run it again with the world stopped
+
+    # CpuState.bounce_active
+    BOUNCED = 1          # the store goes into the bounce buffer
+    OPEN_STORE = 2       # it goes to a page with code, from which another vCPU may translate before it is done
 cdef uint64_t tlb_fill(CpuState *s, uint64_t va, uint32_t size, uint32_t access, int *status) noexcept nogil
 # After a store that ran in the bounce buffer: write it out. DONE, or LEAVE with s.exit filled (EXIT_SIPI): the
 # instruction is complete, leave behind it.
 cdef int bounce_finish(CpuState *s) noexcept nogil
+
+# A store through mem_pointer, or one of emitted code that the slow path let through, is done: forget what another vCPU
+# translated from there meanwhile.
+cdef void close_store(CpuState *s) noexcept nogil
 
 # Used inside this module only.
 cdef bint is_apic(CpuState *s, uint64_t gpa) noexcept nogil
@@ -120,7 +130,9 @@ cdef int write_part(CpuState *s, uint64_t host, uint64_t gpa, uint8_t *buffer, u
 cdef int read_slow(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t *value) noexcept nogil
 cdef int write_slow(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t value) noexcept nogil
 cdef bint overwrites_code(CpuState *s, uint64_t host, uint64_t gpa, uint32_t size) noexcept nogil
+cdef void wrote_memory(CpuState *s, uint64_t gpa, uint32_t size) noexcept nogil
 cdef void clear_entry(TlbEntry *t, uint64_t index) noexcept nogil
+cdef bint writable_now(CpuState *s, int mode, uint64_t va) noexcept nogil
 cdef void note_local(CpuState *s, int mode, uint64_t index) noexcept nogil
 cdef void note_large(CpuState *s, uint64_t va, uint32_t flags) noexcept nogil
 cdef bint maybe_large(CpuState *s, uint64_t va, int shift) noexcept nogil
@@ -128,3 +140,5 @@ cdef uint32_t large_hash(uint64_t va, int shift) noexcept nogil
 cdef void flush_region(CpuState *s, uint64_t va, int shift) noexcept nogil
 cdef void clear_jumps(CpuState *s) noexcept nogil
 cdef void close_last_jump(CpuState *s, int slot) noexcept nogil
+cdef void note_jump(CpuState *s, uint64_t va) noexcept nogil
+cdef bint has_jumps(CpuState *s, uint64_t va) noexcept nogil

@@ -75,6 +75,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     __atomic_compare_exchange_n,
     gp,
     is_canonical,
+    jump_index,
     raise_fault,
 )
 
@@ -386,6 +387,9 @@ def flush_region(s, va, shift):
 
 def clear_jumps(s):
     slot: cython.int
+    i: cython.int
+    for i in range(16):
+        s.jump_pages[i] = 0
     for slot in range(MODE_SLOTS):
         if s.jump_dirty[slot]:
             s.jump_dirty[slot] = 0
@@ -398,8 +402,18 @@ def clear_jumps(s):
 
 
 def close_last_jump(s, slot):
-    # An empty entry answers to rip ~0, which belongs in the last one: give that one a rip that belongs elsewhere.
-    s.jump[slot][JUMP_SIZE - 1].not_rip = cython.cast(uint64_t, -1)
+    # An empty entry answers to rip ~0: give the one where that belongs a rip that belongs elsewhere.
+    s.jump[slot][jump_index(cython.cast(uint64_t, -1))].not_rip = cython.cast(uint64_t, -1)
+
+
+def note_jump(s, va):
+    """Remember that the page of ``va`` has an entry in a jump cache."""
+    s.jump_pages[(va >> 18) & 15] |= cython.cast(uint64_t, 1) << ((va >> 12) & 63)
+
+
+def has_jumps(s, va):
+    """May the page of ``va`` have entries in a jump cache?"""
+    return (s.jump_pages[(va >> 18) & 15] >> ((va >> 12) & 63)) & 1 != 0
 
 
 def tlb_init(s):
@@ -442,9 +456,6 @@ def tlb_flush_page(s, va):
     index: uint64_t = (va >> 12) & (TLB_SIZE - 1)
     page: uint64_t = va - (va & PAGE_OFFSET)
     mode: cython.int
-    slot: cython.int
-    i: uint32_t
-    before: uint64_t
     t: cython.pointer[TlbEntry]
     if maybe_large(s, va, 30):
         flush_region(s, va, 30)
@@ -456,14 +467,9 @@ def tlb_flush_page(s, va):
         t = cython.address(s.tlb[mode][index])
         if t.read_tag == page:
             clear_entry(t, index)
-    # A jump's slot is chosen by bits 0-6 and 12-16 of its rip. A block that begins on the page before may end on this.
-    before = page - PAGE
-    for slot in range(MODE_SLOTS):
-        if s.jump_dirty[slot]:
-            for i in range(128):
-                s.jump[slot][((page >> 12) & 31) * 128 + i].not_rip = 0
-                s.jump[slot][((before >> 12) & 31) * 128 + i].not_rip = 0
-            close_last_jump(s, slot)
+    # A block that begins on the page before may end on this one.
+    if has_jumps(s, page) or has_jumps(s, page - PAGE):
+        clear_jumps(s)
 
 
 def tlb_protect(e, gpa):
@@ -473,6 +479,8 @@ def tlb_protect(e, gpa):
     i: uint64_t
     s: cython.pointer[CpuState]
     t: cython.pointer[TlbEntry]
+    writers: uint32_t = 0
+    empty: uint64_t
     fence(ATOMIC)  # the page's mark must be seen before its entries are looked for; see lookup
     for cpu in range(e.cpu_count):
         s = e.cpus[cpu]
@@ -481,8 +489,11 @@ def tlb_protect(e, gpa):
                 continue
             for i in range(TLB_SIZE):
                 t = cython.address(s.tlb[mode][i])
-                if t.info & FRAME == page:
-                    t.write_tag = (i ^ (TLB_SIZE // 2)) << 12
+                empty = (i ^ (TLB_SIZE // 2)) << 12
+                if t.info & FRAME == page and t.write_tag != empty:
+                    t.write_tag = empty
+                    writers |= cython.cast(uint32_t, 1) << cpu
+    return writers
 
 
 # Memory by host address
@@ -605,6 +616,8 @@ def write_part(s, host, gpa, buffer, size):
         elif device_write(s, gpa + done, step, value) == LEAVE:
             status = LEAVE
         done += step
+    if host != 0 and size != 0:
+        wrote_memory(s, gpa, size)
     return status
 
 
@@ -624,6 +637,20 @@ def overwrites_code(s, host, gpa, size):
     if host == 0 or not has_code(s.engine, gpa):
         return False
     return code_written(s.engine, s, gpa, size)
+
+
+def wrote_memory(s, gpa, size):
+    """A store is done. Where another vCPU may have translated the bytes just before, that is dropped."""
+    if s.engine.cpu_count > 1:
+        fence(ATOMIC)  # the store must be seen by whoever claims the page behind this look
+        if has_code(s.engine, gpa):
+            code_written(s.engine, s, gpa, size)
+
+
+def close_store(s):
+    size: uint32_t = s.open_size
+    s.open_size = 0
+    code_written(s.engine, s, s.open_gpa, size)
 
 
 def read_slow(s, va, size, mode, value):
@@ -703,6 +730,7 @@ def write_slow(s, va, size, mode, value):
         overwrites_code(s, host2, gpa2, size - first)
     elif host != 0:
         store(host, size, value)
+        wrote_memory(s, gpa, size)
         return DONE
     write_part(s, host, gpa, bytes_, first)
     write_part(s, host2, gpa2, bytes_ + first, size - first)
@@ -744,7 +772,13 @@ def mem_pointer(s, va, size, access, mode, status):
         status[0] = LEAVE
         return cython.NULL
     if access & ACCESS_WRITE:
-        overwrites_code(s, host, gpa, size if size < left else left)
+        if s.open_size:
+            close_store(s)
+        left = size if size < left else left
+        overwrites_code(s, host, gpa, left)
+        if s.engine.cpu_count > 1 and has_code(s.engine, gpa):
+            s.open_gpa = gpa
+            s.open_size = left
     if s.watch_count:
         watch_access(
             s, va, size if size < left else left, 0, 0, WATCH_WRITE if access & ACCESS_WRITE else WATCH_READ
@@ -821,6 +855,11 @@ def write_operand(s, insn, size, value):
 # The slow path of emitted code
 
 
+def writable_now(s, mode, va):
+    """Has the TLB a write tag for the page? If not, it may hold code."""
+    return s.tlb[mode][(va >> 12) & (TLB_SIZE - 1)].write_tag == va - (va & PAGE_OFFSET)
+
+
 def tlb_fill(s, va, size, access, status):
     mode: cython.int = s.mmu_mode
     kind: cython.int = access & ACCESS_WRITE
@@ -866,7 +905,14 @@ def tlb_fill(s, va, size, access, status):
         if own:
             status[0] = CODE_WRITE
             return 0
+        if parts == 2 and access & ACCESS_RMW and s.engine.cpu_count > 1 and s.alone == 0:
+            status[0] = ALONE
+            return 0
     if parts == 1 and s.bounce_host[0] != 0:
+        if kind == ACCESS_WRITE and s.engine.cpu_count > 1 and not writable_now(s, mode, va):
+            s.bounce_active = OPEN_STORE
+            s.open_gpa = s.bounce_gpa[0]
+            s.open_size = size
         status[0] = DONE
         return s.bounce_host[0] - va
 
@@ -884,7 +930,7 @@ def tlb_fill(s, va, size, access, status):
             return 0
         done += length
     if kind == ACCESS_WRITE:
-        s.bounce_active = 1
+        s.bounce_active = BOUNCED
         s.bounce_size = size
         s.bounce_gva = va
     status[0] = DONE
@@ -894,6 +940,10 @@ def tlb_fill(s, va, size, access, status):
 def bounce_finish(s):
     status: cython.int
     buffer: cython.pointer[uint8_t] = cython.address(s.bounce[s.bounce_gva & 63])
+    if s.bounce_active == OPEN_STORE:
+        s.bounce_active = 0
+        close_store(s)
+        return DONE
     s.bounce_active = 0
     status = write_part(s, s.bounce_host[0], s.bounce_gpa[0], buffer, s.bounce_first)
     if s.bounce_first < s.bounce_size and (

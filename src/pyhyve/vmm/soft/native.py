@@ -19,8 +19,8 @@ from cython.cimports.pyhyve.vmm.soft.state import CpuState
 
 _MASK = "89 F0 48 89 F2 48 C1 EA 20"  # mov eax, esi; mov rdx, rsi; shr rdx, 32
 _CODE = {
-    # rdtsc; shl rdx, 32; or rax, rdx; ret
-    "rdtsc": "0F 31 48 C1 E2 20 48 09 D0 C3",
+    # lfence; rdtsc; shl rdx, 32; or rax, rdx; ret. Not before what came before it, so that vCPUs agree on the order
+    "rdtsc": "0F AE E8 0F 31 48 C1 E2 20 48 09 D0 C3",
     # push rbx; mov r8, rdx; mov eax, edi; mov ecx, esi; cpuid; mov [r8], eax; [r8+4], ebx; [r8+8], ecx; [r8+12], edx
     "cpuid": "53 49 89 D0 89 F8 89 F1 0F A2 41 89 00 41 89 58 04 41 89 48 08 41 89 50 0C 5B C3",
     # mov rcx, rdx; rep movsb; ret

@@ -277,7 +277,7 @@ CB stac @stac
 D0 xgetbv @xgetbv
 D1 xsetbv @xsetbv
 F8 swapgs o64 @swapgs
-F9 rdtscp @rdtscp
+F9 rdtscp %rdtsc
 """
 
 X87 = """

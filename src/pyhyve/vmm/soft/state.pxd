@@ -155,6 +155,7 @@ cdef enum:
     TLB_LOCALS = 128
     JUMP_BITS = 12
     JUMP_SIZE = 4096
+    JUMP_FOLD = 5        # an entry's index is the low bits of its rip plus rip rotated right by this
     MODE_SLOTS = 8
 
     # CpuState.mode: everything that the meaning of a code byte depends on (see system.update_mode).
@@ -184,10 +185,9 @@ cdef enum:
     PENDING_INTERRUPT = 2   # a local APIC's IRR gained a bit, or a priority changed
     PENDING_NMI = 4
     PENDING_TIMER = 8       # the local APIC's timer ran out
-    PENDING_INVALIDATE = 16 # the VMM wrote memory that may hold translated code
+    PENDING_BORDER = 16     # another thread waits for this vCPU to come to a block border
     PENDING_EXTINT = 32     # the PIC's INTR line changed
     PENDING_INIT = 64
-    PENDING_SIPI = 128
     PENDING_DRAIN = 256     # device writes or EOIs are queued for Python
 
     # CpuState.exit.kind
@@ -209,6 +209,7 @@ cdef enum:
     EXIT_EOI = 15
     EXIT_FAILED = 16
     EXIT_DEBUG = 17
+    EXIT_HALTED = 18         # every vCPU has halted with interrupts off
 
     LOW32 = 0xFFFFFFFF  # literals beyond 31 bits are Python objects to Cython; names are not
     PAGE_MASK = 0xFFFFFFFFFFFFF000
@@ -323,9 +324,21 @@ cdef struct CpuState:
     uint32_t mode                    # MODE_*
     uint32_t mode_slot               # which of MODE_SLOTS the mode has
 
+    # Between threads (threads.py)
+    uint32_t running                 # may be inside translated code or a helper
+    uint32_t border                  # block borders passed
+    uint32_t lock_wait               # waits for the code lock
+    uint32_t down                    # not to run before a start-up IPI
+    uint32_t dead                    # halted with interrupts off
+    uint32_t pauses                  # PAUSE instructions executed
+    uint32_t alone                   # has the world stopped for the next instruction
+    uint32_t sipi_targets            # vCPUs that this one has started and Python has not heard of yet
+    uint32_t open_size               # a helper writes this many bytes at open_gpa, which may be code
+    uint64_t open_gpa
+
     # Leaving emitted code
     uint64_t exit_target             # linear rip to go on at, or the page offset of an unresolved chain
-    uint64_t exit_site               # address of the rel32 to patch
+    uint64_t exit_link               # Link * of an unresolved chain
     uint64_t exit_insn               # Insn * of a helper exit
     uint64_t host_sp
     uint64_t host_pc                 # return address in emitted code of the slow path that runs; 0 outside
@@ -400,7 +413,7 @@ cdef struct CpuState:
     # Counters
     uint64_t count_enter, count_lookup, count_chain, count_helper, count_tlb_miss, count_tlb_flush
     uint64_t count_blocks, count_block_bytes, count_insns, count_exits, count_exceptions, count_interrupts
-    uint64_t count_invalidated, count_code_flush, tsc_translate, tsc_run
+    uint64_t count_code_flush, tsc_translate, tsc_run
 
     uint32_t index
     Engine *engine
@@ -410,6 +423,7 @@ cdef struct CpuState:
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]
+    uint64_t jump_pages[16]          # filter of the pages (by number, modulo 1024) that have entries in a jump cache
     uint64_t tlb_large[2][8]         # [global]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
     uint32_t tlb_locals[3]           # how many entries of tlb_local are filled; TLB_LOCALS + 1: too many
     uint16_t tlb_local[3][128]       # indices of the entries that are not global
@@ -442,9 +456,10 @@ cdef struct Engine:
     uint32_t timer_stop
     uint64_t timer_planned           # TSC at which the timer thread wakes by itself
     void *code                       # blocks.CodeCache
+    uint32_t code_lock
+    uint32_t stop                    # all vCPUs must rest at their next block border
     ClockPort clock_ports[4]
     uint64_t xsave_mask              # components that run() saves and restores
-    uint32_t armed_lock
     uint32_t armed_count             # breakpoints that translated code looks for (debug.pxd)
     uint64_t armed[16448]            # MAX_ARMED
     uint64_t armed_offsets[64]       # the page offsets of all of them, as bits
@@ -462,6 +477,11 @@ cdef inline void set_rflags(CpuState *s, uint64_t value) noexcept nogil:
     s.flags_system = value & FLAGS_SYSTEM
     s.iff = (value >> 9) & 1
     s.df = (value >> 10) & 1
+
+
+cdef inline uint32_t jump_index(uint64_t rip) noexcept nogil:
+    """Where the jump caches have the entry of a linear address."""
+    return <uint32_t>(rip + ((rip >> JUMP_FOLD) | (rip << (64 - JUMP_FOLD)))) & (JUMP_SIZE - 1)
 
 
 cdef inline int raise_fault(CpuState *s, uint8_t vector, bint has_error, uint32_t error) noexcept nogil:

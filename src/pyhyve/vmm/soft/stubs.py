@@ -34,12 +34,13 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov_imm64,
     op_gs_index,
     pext_gs,
+    rorx,
     short_fwd,
     store_gs,
     store_gs32,
     xchg,
 )
-from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP
+from cython.cimports.pyhyve.vmm.soft.state import JUMP_FOLD, MODE_SLOTS, RSP
 
 
 def off(s, field):
@@ -186,7 +187,7 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     jmp_to(a, common)
     c.stubs.exit_chain = here(a)
     store_gs(a, T0, off(s, cython.address(s.exit_target)))
-    store_gs(a, T1, off(s, cython.address(s.exit_site)))
+    store_gs(a, T1, off(s, cython.address(s.exit_link)))
     mov_imm32(a, T1, X_CHAIN)
     jmp_to(a, common)
     c.stubs.exit_event = here(a)
@@ -259,7 +260,9 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     # Jumps across pages and indirect ones: T0 is the linear target. No flag is touched.
     for i in range(MODE_SLOTS):
         c.stubs.jump[i] = here(a)
-        pext_gs(a, T1, T0, off(s, cython.address(s.mask_jump)))
+        rorx(a, T1, T0, JUMP_FOLD)
+        lea(a, 1, T1, T1, T0, 0, 0)
+        pext_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
         lea(a, 1, T1, T1, T1, 0, 0)
         op_gs_index(a, 1, 0x8B, T2, T1, 3, off(s, cython.address(s.jump[i][0].not_rip)))
         lea(a, 1, T2, T2, T0, 0, 1)

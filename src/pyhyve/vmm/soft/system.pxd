@@ -148,7 +148,6 @@ cdef int rdmsr(CpuState *s, Insn *insn) noexcept nogil
 cdef int wrmsr(CpuState *s, Insn *insn) noexcept nogil
 cdef int cpuid(CpuState *s, Insn *insn) noexcept nogil
 cdef int rdtsc(CpuState *s, Insn *insn) noexcept nogil
-cdef int rdtscp(CpuState *s, Insn *insn) noexcept nogil
 cdef int rdpmc(CpuState *s, Insn *insn) noexcept nogil
 cdef int rdpid(CpuState *s, Insn *insn) noexcept nogil
 cdef int xgetbv(CpuState *s, Insn *insn) noexcept nogil

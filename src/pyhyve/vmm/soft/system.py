@@ -135,6 +135,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     set_rflags,
     ud,
 )
+from cython.cimports.pyhyve.vmm.soft.threads import sched_yield
 
 from pyhyve.vmm.soft import announce
 
@@ -910,22 +911,19 @@ def wrmsr(s, insn):
 
 
 def rdtsc(s, insn):
+    """RDTSC (0F 31) and RDTSCP."""
     value: uint64_t
+    with_aux: cython.bint = insn.opcode != 0x31
+    if with_aux and not feature(s.engine, LEAF_EXTENDED + 1, R_EDX, 27):
+        return ud(s)
     if s.cr4 & CR4_TSD and s.cpl != 0:
         return gp(s, 0)
     value = guest_tsc(s)
     s.gpr[RAX] = value & LOW32
     s.gpr[RDX] = value >> 32
+    if with_aux:
+        s.gpr[RCX] = s.tsc_aux
     return finish(s, insn)
-
-
-def rdtscp(s, insn):
-    if not feature(s.engine, LEAF_EXTENDED + 1, R_EDX, 27):
-        return ud(s)
-    if rdtsc(s, insn) != DONE:
-        return FAULT
-    s.gpr[RCX] = s.tsc_aux
-    return DONE
 
 
 def rdpid(s, insn):
@@ -1061,6 +1059,11 @@ def pause(s, insn):
     if s.pause_exit:
         exit_to(s, EXIT_PAUSE, 0, 0, 0)
         return LEAVE
+    if s.engine.cpu_count > 1:
+        # A guest that waits for another vCPU: that may be waiting for this host CPU.
+        s.pauses += 1
+        if s.pauses & 31 == 0:
+            sched_yield()
     return DONE
 
 
@@ -1220,7 +1223,6 @@ register("rdmsr", rdmsr)
 register("wrmsr", wrmsr)
 register("cpuid", cpuid)
 register("rdtsc", rdtsc)
-register("rdtscp", rdtscp)
 register("rdpmc", rdpmc)
 register("rdpid", rdpid)
 register("xgetbv", xgetbv)

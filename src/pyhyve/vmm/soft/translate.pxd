@@ -22,12 +22,13 @@ cdef enum:
 
 cdef struct Cold:
     uint8_t *rel32           # the jump that leads here
-    uint64_t back            # executable address to go on at
+    uint64_t back            # executable address to go on at; of a chain, its Link
     uint32_t kind
     uint32_t insn
     uint32_t what            # T1 of the slow path, or a page offset
     uint32_t live            # RCX and T2 are exchanged on arrival
     uint32_t part            # which access of the instruction
+    uint32_t linked          # a chain that leads to its target already
 
 
 cdef struct Context:

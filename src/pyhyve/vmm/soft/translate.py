@@ -18,11 +18,12 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     NO_PAGE,
     Block,
     CodeCache,
+    Link,
     MapEntry,
     block_find,
     block_insert,
     code_alloc,
-    mode_slot,
+    link_to,
 )
 from cython.cimports.pyhyve.vmm.soft.debug import MOST_CHECKS, armed_at, is_armed
 from cython.cimports.pyhyve.vmm.soft.decode import (
@@ -72,6 +73,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
 )
 from cython.cimports.pyhyve.vmm.soft.encode import (
     CC_AE,
+    CC_ALWAYS,
     CC_NZ,
     GSP,
     HRCX,
@@ -79,6 +81,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T1,
     T2,
     Asm,
+    align_patch,
     call_to,
     cmp_gs32_zero,
     e8,
@@ -143,6 +146,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     Engine,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, SLOW_SEGMENTED, host_reg, is_spilled, off
+from cython.cimports.pyhyve.vmm.soft.system import LEAF_EXTENDED, R_EDX, feature
 
 # What the store of an instruction with several accesses writes: Context.part
 PART_OPERAND = cython.declare(uint32_t, 0)
@@ -235,6 +239,7 @@ def add_cold(x: cython.pointer(Context), kind: uint32_t, rel32: cython.pointer(u
     cold.what = what
     cold.live = live
     cold.part = x.part
+    cold.linked = 0
     cold.back = here(cython.address(x.a))
     x.colds += 1
 
@@ -663,7 +668,10 @@ def emit_event_check(x: cython.pointer(Context), target: uint32_t, live: uint32_
         cmp_gs32_zero(a, pending)
         add_cold(x, COLD_EVENT, jcc_fwd(a, CC_NZ), target, 0)
         return
-    mov(a, T1, HRCX)
+    rex(a, 1, T1, 0, HRCX)  # lea r11, [rcx + disp32] with 0: seven bytes, room for the jump of a dropped block
+    e8(a, 0x8D)
+    e8(a, 0x80 | ((T1 & 7) << 3) | HRCX)
+    e32(a, 0)
     op_load32_rcx(a, pending)
     skip = short_fwd(a, 0xE3)
     add_cold(x, COLD_RESTORE_EVENT, jmp_fwd(a), target, 0)
@@ -736,7 +744,7 @@ def emit_jump(x: cython.pointer(Context), insn: cython.pointer(Insn), target: in
     if 0 <= target <= 4095 and (x.mode & MODE_STEP) == 0:
         if target <= cython.cast(int64_t, insn.page_offset):
             emit_event_check(x, cython.cast(uint32_t, target), target_live(x, target))
-        emit_chain(x, jmp_fwd(a), target)
+        emit_chain(x, CC_ALWAYS, target)
         return
     load_gs(a, T0, off(x.s, cython.address(x.s.page_va)))
     if target == cython.cast(int32_t, target):
@@ -765,22 +773,31 @@ def emit_far_jump(x: cython.pointer(Context)) -> cython.void:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def emit_chain(x: cython.pointer(Context), rel32: cython.pointer(uint8_t), target: int64_t) -> cython.void:
-    """Let the jump with this rel32 lead to page offset ``target`` of this page: at once, or when it is translated."""
+def emit_chain(x: cython.pointer(Context), condition: uint32_t, target: int64_t) -> cython.void:
+    """Go to page offset ``target`` of this page if ``condition`` holds: at once, or when it is translated."""
+    a: cython.pointer(Asm) = cython.address(x.a)
     b: cython.pointer(Block) = cython.NULL
     gpa: uint64_t = x.page_gpa + cython.cast(uint64_t, target)
-    chained: uint64_t
+    rel32: cython.pointer(uint8_t)
+    # translate() has made sure that there is room
+    link: cython.pointer(Link) = cython.cast(cython.pointer(Link), code_alloc(x.c, cython.sizeof(Link)))
+    if condition == CC_ALWAYS:
+        align_patch(a, 1, 4)
+        rel32 = jmp_fwd(a)
+    else:
+        align_patch(a, 2, 4)
+        rel32 = jcc_fwd(a, condition)
+    link.site = cython.cast(uint64_t, cython.cast(int64_t, rel32) + a.delta)
+    link.next = cython.NULL
+    add_cold(x, COLD_CHAIN, rel32, cython.cast(uint32_t, target), 0)
+    x.cold[x.colds - 1].back = cython.cast(uint64_t, link)
     if gpa == x.block.gpa and x.block.gpa2 == NO_PAGE:
-        chained = x.block.chained
+        b = x.block
     else:
         b = block_find(x.c, gpa, x.mode)
-        if b == cython.NULL or b.gpa2 != NO_PAGE:
-            add_cold(x, COLD_CHAIN, rel32, cython.cast(uint32_t, target), 0)
-            return
-        chained = b.chained
-    cython.cast(cython.pointer(int32_t), rel32)[0] = cython.cast(
-        int32_t, cython.cast(int64_t, chained) - (cython.cast(int64_t, rel32) + x.a.delta + 4)
-    )
+    if b != cython.NULL and b.gpa2 == NO_PAGE:
+        x.cold[x.colds - 1].linked = 1
+        link_to(x.c, link, b)
 
 
 @cython.cfunc
@@ -792,7 +809,7 @@ def emit_branch(x: cython.pointer(Context), insn: cython.pointer(Insn), conditio
     a: cython.pointer(Asm) = cython.address(x.a)
     skip: cython.pointer(uint8_t)
     if cython.cast(int64_t, insn.page_offset) < target <= 4095 and (x.mode & MODE_STEP) == 0:
-        emit_chain(x, jcc_fwd(a, condition), target)
+        emit_chain(x, condition, target)
         return
     skip = jcc_fwd(a, condition ^ 1)
     emit_jump(x, insn, target)
@@ -864,7 +881,7 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
     if kind == K_CLI or kind == K_STI:
         return (x.mode & MODE_IOPL_OK) == 0 or (kind == K_STI and (x.mode & MODE_STEP) != 0)
     if kind == K_RDTSC:
-        return (x.mode & MODE_TSC) == 0
+        return (x.mode & MODE_TSC) == 0 or (is_rdtscp(insn) and not feature(x.s.engine, LEAF_EXTENDED + 1, R_EDX, 27))
     if x.mode & MODE_CODE64:
         if kind == K_POP_MEM:
             return True
@@ -880,6 +897,14 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
         or kind == K_LEAVE or kind == K_XLAT or kind == K_LOOP or kind == K_JCXZ or kind == K_CALL or kind == K_JMP
         or kind == K_CALL_IND or kind == K_JMP_IND or kind == K_JCC
     )  # fmt: skip
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_rdtscp(insn: cython.pointer(Insn)) -> cython.bint:
+    """Which of the two that read the counter it is."""
+    return insn.opcode != 0x31
 
 
 @cython.cfunc
@@ -910,7 +935,15 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         emit_raise(x, insn, trap)
     elif goes_to_helper(x, insn):
         emit_helper(x, insn)
-    elif kind == K_PLAIN or kind == K_BT or kind == K_RDTSC:
+    elif kind == K_RDTSC:
+        e8(a, 0x0F)
+        if is_rdtscp(insn):
+            e8(a, 0x01)
+            e8(a, 0xF9)
+            load_gs32(a, HRCX, off(x.s, cython.address(x.s.tsc_aux)))
+        else:
+            e8(a, 0x31)
+    elif kind == K_PLAIN or kind == K_BT:
         if insn.has_mem and insn.mem_access != MEM_NONE:
             emit_operand(x, insn)
         else:
@@ -1047,9 +1080,11 @@ def emit_cold(x: cython.pointer(Context), cold: cython.pointer(Cold)) -> cython.
     """A slow path, behind the block."""
     a: cython.pointer(Asm) = cython.address(x.a)
     insn: cython.pointer(Insn) = cython.address(x.insns[cold.insn])
-    site: uint64_t
     add_map(x, insn)
-    land(a, cold.rel32)
+    if cold.kind == COLD_CHAIN:
+        cython.cast(cython.pointer(Link), cold.back).cold = here(a)
+    if cold.linked == 0:
+        land(a, cold.rel32)
     if cold.kind == COLD_LOAD or cold.kind == COLD_STORE:
         if cold.live:
             xchg(a, HRCX, T2)
@@ -1061,11 +1096,7 @@ def emit_cold(x: cython.pointer(Context), cold: cython.pointer(Cold)) -> cython.
         jmp_to(a, cold.back)
     elif cold.kind == COLD_CHAIN:
         mov_imm32(a, T0, cold.what)
-        site = cython.cast(uint64_t, cython.cast(int64_t, cold.rel32) + a.delta)
-        rex(a, 1, T1, 0, 0)  # lea r11, [rip + site]
-        e8(a, 0x8D)
-        e8(a, ((T1 & 7) << 3) | 5)
-        e32(a, site - (here(a) + 4))
+        mov_imm64(a, T1, cold.back)
         jmp_to(a, x.c.stubs.exit_chain)
     else:
         if cold.kind == COLD_RESTORE_EVENT:
@@ -1185,6 +1216,7 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     b.page_next = cython.NULL
     b.page2_next = cython.NULL
     b.hash_next = cython.NULL
+    b.links = cython.NULL
     b.valid = 0
     b.assumes = 0
     b.size = decode_block(x, gpa, code, avail, max_insns if max_insns < MAX_INSNS else cython.cast(uint32_t, MAX_INSNS))
@@ -1194,11 +1226,9 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     # The entry for jumps from elsewhere: T0 is the linear address of this block
     lea(a, 1, T1, T0, NO_REG, 0, -cython.cast(int64_t, start))
     store_gs(a, T1, off(s, cython.address(s.page_va)))
+    align_patch(a, 0, 5)
     b.check = here(a)
-    if x.mode & MODE_STEP:
-        # A step runs with events put off
-        add_cold(x, COLD_EVENT, skip_over(a), start, 0)
-    else:
+    if x.mode & MODE_STEP == 0:  # a step runs with events put off
         emit_event_check(x, start, b.flags_in)
     b.chained = here(a)
     if not x.mode & MODE_STEP:
@@ -1217,15 +1247,14 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
                 lea(a, 1, T0, T0, NO_REG, 0, next_offset)
                 emit_far_jump(x)
             else:
-                emit_chain(x, jmp_fwd(a), next_offset)
+                emit_chain(x, CC_ALWAYS, next_offset)
         else:
             emit_jump(x, last, next_offset)
     for i in range(x.colds):
-        if i == 0:
-            b.cold_exit = here(a)
+        if i == 0 and x.mode & MODE_STEP == 0:
+            # The event check's: behind the instruction that restores RCX, if there is one
+            b.cold_exit = here(a) + (3 if x.cold[0].kind == COLD_RESTORE_EVENT else 0)
         emit_cold(x, cython.address(x.cold[i]))
-    if x.cold[0].kind == COLD_RESTORE_EVENT:
-        b.cold_exit += 3  # behind the instruction that restores RCX
     b.host_end = here(a)
     b.map = cython.cast(cython.pointer(MapEntry), code_alloc(c, x.map_count * cython.sizeof(MapEntry)))
     if b.map == cython.NULL:
@@ -1240,17 +1269,6 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     s.count_block_bytes += b.size
     s.count_insns += b.insns
     return b
-
-
-@cython.cfunc
-@cython.nogil
-@cython.exceptval(check=False)
-def skip_over(a: cython.pointer(Asm)) -> cython.pointer(uint8_t):
-    """A jump that is never taken: the block needs its cold exit all the same."""
-    skip: cython.pointer(uint8_t) = short_fwd(a, 0xEB)
-    rel: cython.pointer(uint8_t) = jmp_fwd(a)
-    land_short(a, skip)
-    return rel
 
 
 @cython.cfunc
