@@ -9,7 +9,7 @@ from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.errors import BackendError
-from pyhyve.vcpu import Platform, Vcpu, VcpuSet
+from pyhyve.vcpu import Platform, Vcpu, VcpuSet, Verdict
 from pyhyve.vmm import exits
 from pyhyve.vmm.api import Capability
 from pyhyve.vmm.exits import Suspended, SuspendReason
@@ -425,6 +425,46 @@ def test_starting_an_active_vcpu_is_an_error_that_ends_the_machine():
     machine = Machine([exits.SpinupAp(0, 1)])
     assert machine.run() == 4
     assert machine.set.message == "vcpu 0 is already active"
+
+
+def test_starting_a_vcpu_that_does_not_exist_is_an_error_that_ends_the_machine():
+    machine = Machine([exits.SpinupAp(5, 1)])
+    assert machine.run() == 4
+    assert machine.set.message == "vcpu 5 does not exist"
+
+
+def test_deleting_a_vcpu_twice_is_an_error_that_ends_the_machine():
+    machine = Machine([exits.SpindownCpu()], [])
+    machine.set.add(1)
+    machine.set.remove(1)
+    with pytest.raises(BackendError, match="vcpu 1 is not active"):
+        machine.set.remove(1)
+    assert machine.run(0) == 0
+    machine.cpus[1].kick()
+
+
+def test_a_switch_lets_others_run_and_is_counted():
+    machine = Machine([exits.Mtrap(), OFF])
+    machine.set.vcpus[0].handlers[exits.Mtrap] = lambda exit_: Verdict.SWITCH
+    assert machine.run() == 1
+    assert machine.counters["cpu-switch-rotate"] == 1
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CONTINUE, Verdict.RESTART])
+def test_continue_and_restart_run_on(verdict):
+    machine = Machine([exits.Mtrap(), exits.Mtrap(), OFF])
+    machine.set.vcpus[0].handlers[exits.Mtrap] = lambda exit_: verdict
+    assert machine.run() == 1
+    assert machine.cpus[0].script == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"), [(Verdict.RESET, 0), (Verdict.POWER_OFF, 1), (Verdict.HALT, 2), (Verdict.ABORT, 4)]
+)
+def test_the_verdicts_that_end_have_their_status(verdict, status):
+    machine = Machine([exits.Mtrap()])
+    machine.set.vcpus[0].handlers[exits.Mtrap] = lambda exit_: verdict
+    assert machine.run() == status
 
 
 def test_removing_an_inactive_vcpu_is_an_error():

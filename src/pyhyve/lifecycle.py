@@ -80,7 +80,7 @@ def saved_dict(value: object, name: str) -> Mapping[str, object]:
 def _plain(value: object) -> object:
     """The value without what must not go into a saved state: flags become numbers, lists are copied."""
     if isinstance(value, list):
-        return list(value)
+        return [_plain(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
     return value

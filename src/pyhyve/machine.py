@@ -25,13 +25,14 @@ from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.config import Config
 from pyhyve.errors import BackendError, ConfigError, Status
-from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, pci_interrupts
+from pyhyve.firmware.platform import PciInterrupt, PciRoot, root_windows
 from pyhyve.hw import xmsr
 from pyhyve.hw.chipset.elcr import Elcr
 from pyhyve.hw.chipset.hpet import Hpet
 from pyhyve.hw.chipset.i8042 import I8042
 from pyhyve.hw.chipset.ioapic import Ioapic
 from pyhyve.hw.chipset.irqchip import wire
+from pyhyve.hw.chipset.legacy_irq import LegacyIrqs
 from pyhyve.hw.chipset.pic import Pic
 from pyhyve.hw.chipset.pit import Pit
 from pyhyve.hw.chipset.pm import Pm
@@ -42,23 +43,23 @@ from pyhyve.hw.chipset.rtc import Rtc
 from pyhyve.hw.chipset.uart16550 import COM_PORTS, Uart16550
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
-from pyhyve.hw.pci.bus import WINDOWS, PciBus
+from pyhyve.hw.pci.bus import WINDOWS, PciBus, memory_64_window
 from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.lifecycle import Stateful
 from pyhyve.loader import LoadedGuest, load
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
-from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_topology, read_uuid
+from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_smbios, read_topology, read_uuid
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
-from pyhyve.vmm.cpuid import Topology, shape, vendor
+from pyhyve.vmm.cpuid import Topology, physical_bits, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
 if TYPE_CHECKING:
     from pyhyve.debug.gdb.server import GdbServer
 
-TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ = 0, 1, 8, 9
+TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 0, 1, 8, 9, 12
 NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
 
@@ -222,13 +223,15 @@ class Machine:
         # A halted vCPU sleeps in ``run`` in any case: where HLT cannot exit, an idle guest still costs nothing.
         hlt_exit = config.get_bool("x86.vmexit_on_hlt") and vm.capability(Capability.HLT_EXIT)
         mode = ApicMode.X2APIC if config.get_bool("x86.x2apic") else ApicMode.XAPIC
+        table = shape(vm.supported_cpuid(), topology)
+        self._memory_64 = memory_64_window(self.memory.regions[-1].end, physical_bits(table))
         around = Platform(
             pio=self.pio,
             mmio=self.mmio,
             msr=self.msr,
             acknowledge=self.pic.acknowledge if self.pic is not None else None,
             eoi=self.ioapic.eoi if self.ioapic is not None else None,
-            open_bus=((WINDOWS[BarKind.MEMORY_32][0], HIGH_BASE), WINDOWS[BarKind.MEMORY_64]),
+            open_bus=((WINDOWS[BarKind.MEMORY_32][0], HIGH_BASE), self._memory_64),
             strict_io=config.get_bool("x86.strictio"),
             strict_msr=config.get_bool("x86.strictmsr"),
         )
@@ -243,7 +246,6 @@ class Machine:
             host_cpu = read_pinning(config, index)
             if host_cpu is not None:
                 self.vcpus.pin(index, host_cpu)
-        table = shape(vm.supported_cpuid(), topology)
         vm.set_cpuid(table)
         xmsr.attach(self.msr, vendor(table))
 
@@ -276,13 +278,14 @@ class Machine:
         for chip in (self.pm, keyboard, timer, reset, post):
             chip.attach(self.pio)
         self.parts.update(rtc=rtc, hpet=hpet, pm=self.pm, i8042=keyboard, pmtmr=timer, reset=reset, post=post)
-        self._make_level: Callable[[int], None] | None = None
-        if self.pic is not None:
+        if self.pic is None:
+            self._make_level = self.vm.make_level
+        else:
             elcr = Elcr(self.pic.set_elcr)
             elcr.attach(self.pio)
-            elcr.set_level(SCI_IRQ)
             self._make_level = elcr.set_level
             self.parts["elcr"] = elcr
+        self._make_level(SCI_IRQ)
         self.notification = HostNotification()
         self.notification.attach(self.pio)
 
@@ -297,7 +300,9 @@ class Machine:
             doorbells=self.vm,
             power=self.power,
         )
-        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level))
+        taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
+        irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
+        self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level, irqs), self._memory_64)
         self._closing.callback(self.pci.close)
         self.pci.attach()
         for address in read_slots(self.config):
@@ -330,18 +335,22 @@ class Machine:
                 raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
         lasts = [*(bus - 1 for bus in roots[1:]), 255]
         lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") == "lpc"]
+        interrupts = {
+            PciInterrupt(r.address.bus, r.address.device, r.pin, r.pirq, r.gsi, r.irq) for r in self.pci.routes()
+        }
         described = firmware.Platform(
             name=self.name,
             cpus=topology.cpus,
             sockets=topology.sockets,
             threads_per_core=topology.threads,
             uuid=read_uuid(self.config),
+            strings=read_smbios(self.config),
             pci_roots=tuple(
-                PciRoot(bus, last, DEFAULT_WINDOWS if bus == roots[0] else ())
+                PciRoot(bus, last, root_windows(self._memory_64) if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)
             ),
-            pci_interrupts=pci_interrupts((r.address.bus, r.address.device, r.pin) for r in self.pci.routes()),
-            lpc=(lpc[0].device, lpc[0].function) if lpc and lpc[0].bus == 0 else None,
+            pci_interrupts=tuple(sorted(interrupts)),
+            lpc=(lpc[0].device, lpc[0].function) if lpc else None,
             com=tuple(int(name.removeprefix("com")) for name in COM_PORTS if name in self.parts),
         )
         acpi, mptable = self.config.get_bool("acpi_tables"), self.config.get_bool("x86.mptable")

@@ -10,6 +10,7 @@ import uuid
 
 from pyhyve.config import Config, parse_memsize
 from pyhyve.errors import ConfigError, UsageError
+from pyhyve.firmware.platform import SMBIOS_STRINGS
 from pyhyve.hw.pci.bus import PciAddress
 from pyhyve.vmm.cpuid import Topology
 
@@ -46,6 +47,17 @@ def read_uuid(config: Config) -> uuid.UUID | None:
         return None if text is None else uuid.UUID(text)
     except ValueError:
         raise ConfigError(f"uuid: '{text}' is not a UUID") from None
+
+
+def read_smbios(config: Config) -> dict[str, str]:
+    """The strings of SMBIOS; a variable that is not set has bhyve's value."""
+    strings = {}
+    for name, default in SMBIOS_STRINGS.items():
+        text = config.get(name)
+        if text is not None and not (text.isascii() and text.isprintable()):
+            raise ConfigError(f"{name}: '{text}' has characters that SMBIOS cannot hold")
+        strings[name] = default if text is None else text
+    return strings
 
 
 def read_pinning(config: Config, index: int) -> int | None:

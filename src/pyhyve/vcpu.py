@@ -275,7 +275,7 @@ class Vcpu:
         return _CONTINUE
 
     def _inst_emul_failed(self, exit_: exits.InstEmulFailed) -> Verdict:
-        complain(f"Failed to emulate instruction at {exit_.rip:#x}")
+        complain(f"Failed to emulate instruction at {exit_.rip:#x}" + (f": {exit_.detail}" if exit_.detail else ""))
         return Verdict.ABORT
 
     def _rdmsr(self, exit_: exits.RdMsr) -> Verdict:
@@ -448,6 +448,8 @@ class VcpuSet:
 
         One that still runs has had its INIT and is on its way out of the active set.
         """
+        if not 0 <= index < len(self.vcpus):
+            raise BackendError(f"vcpu {index} does not exist", Status.ERROR)
         with self._changed:
             if not self._changed.wait_for(lambda: index not in self._active or self._result is not None, LEAVING_S):
                 raise BackendError(f"vcpu {index} is already active", Status.ERROR)

@@ -12,8 +12,10 @@ def test_msr_reads_and_writes() -> None:
     bus.register(0x8B, lambda: 1, None, "microcode")
     assert (bus.read(0x10), bus.read(0x11)) == (7, None)
     assert bus.write(0x10, 9)
-    assert bus.write(0x8B, 9)
+    assert not bus.write(0x8B, 9), "read-only"
     assert not bus.write(0x11, 9)
+    bus.register(0x79, None, written.append, "write-only")
+    assert bus.read(0x79) is None
     assert written == [9]
     with pytest.raises(ValueError, match="tsc"):
         bus.register(0x10, lambda: 0, None, "again")

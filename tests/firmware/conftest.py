@@ -3,9 +3,10 @@
 import pytest
 
 from pyhyve import firmware
-from pyhyve.firmware.platform import Platform, pci_interrupts
+from pyhyve.firmware.platform import Platform
 from pyhyve.memory import GuestMemory
 from tests.firmware.acpitools import find_tables
+from tests.firmware.wiring import pci_interrupts
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import subprocess
 import pytest
 
 from pyhyve import firmware
-from pyhyve.firmware.acpi import aml
-from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, Platform, Window, WindowKind, pci_interrupts
+from pyhyve.firmware.acpi import aml, links
+from pyhyve.firmware.platform import DEFAULT_WINDOWS, PciRoot, Platform, Window, WindowKind
 from pyhyve.hw.chipset import hpet as hpet_chip
-from pyhyve.hw.chipset import pm, uart16550
-from pyhyve.hw.pci import intx
+from pyhyve.hw.chipset import legacy_irq, pm, uart16550
+from pyhyve.hw.pci import intx, lpc
 from pyhyve.memory import GuestMemory
 from tests.firmware.acpitools import find_tables
+from tests.firmware.wiring import pci_interrupts
 
 needs_iasl = pytest.mark.skipif(shutil.which("iasl") is None, reason="iasl (Debian: acpica-tools) is not installed")
 
@@ -76,7 +77,7 @@ def test_madt_wires_the_ioapic(tables):
         elif kind in found:
             found[kind] = body
     assert struct.unpack("<BBII", found[1]) == (0, 0, 0xFEC00000, 0)
-    assert overrides == {0: (0, 2, 0), 9: (0, 9, 0x0D)}, "0x0D: active high, level triggered"
+    assert overrides == {0: (0, 2, 0), 9: (0, 9, 0x0F)}, "0x0F: active low, level triggered"
     assert struct.unpack("<BHB", found[4]) == (0xFF, 0x05, 1), "NMI on LINT1 of all"
 
 
@@ -134,15 +135,14 @@ def test_mcfg_covers_256_buses(tables):
     assert struct.unpack_from("<QHBB", tables["MCFG"], 44) == (0xE0000000, 0, 0, 255)
 
 
-def test_serial_ports_and_pci_wiring_agree_with_the_chips():
+def test_ports_and_routable_interrupts_agree_with_the_chips():
     from pyhyve.firmware import platform
 
     assert {f"com{number}": port for number, port in platform.COM_PORTS.items()} == uart16550.COM_PORTS
-    for device in range(32):
-        for pin in range(1, 5):
-            wired = platform.pci_interrupt(0, device, pin)
-            assert wired.gsi == intx.gsi_of(device, pin)
-            assert wired.irq == intx.DEFAULT_IRQS[intx.pirq_of(device, pin)]
+    assert frozenset(links.ROUTABLE) == legacy_irq.ROUTABLE
+    assert platform.PIRQS == intx.PIRQS
+    assert (*range(links.FIRST_REGISTERS, links.FIRST_REGISTERS + 4),) == lpc.PIRQ_OFFSETS[:4]
+    assert (*range(links.MORE_REGISTERS, links.MORE_REGISTERS + 4),) == lpc.PIRQ_OFFSETS[4:]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,7 @@ def test_iasl_finds_the_devices(tables, tmp_path):
     assert devices == [
         ("PCI0", "PNP0A03", ""),
         ("ISA", "", "0x001F0000"),
+        *((f"LNK{letter}", "PNP0C0F", "") for letter in "ABCDEFGH"),
         ("RTC", "PNP0B00", ""),
         ("TIMR", "PNP0100", ""),
         ("PIC", "PNP0000", ""),
@@ -237,16 +238,44 @@ def test_iasl_finds_the_interrupt_routing_of_both_modes(tables, tmp_path):
 
     def routes(name):
         package = source[source.index(f"Name ({name}, ") :]
-        rows = re.findall(r"Package \(0x04\)\s*\{\s*(\w+),\s*(\w+),\s*(\w+),\s*(\w+)\s*\}", package)
+        rows = re.findall(r"Package \(0x04\)\s*\{\s*(\w+),\s*(\w+),\s*([\w.\\]+),\s*(\w+)\s*\}", package)
         return rows[:3]
 
     assert routes("APRT") == [
-        ("0x0003FFFF", "Zero", "Zero", "0x13"),
-        ("0x0004FFFF", "Zero", "Zero", "0x14"),
-        ("0x0004FFFF", "One", "Zero", "0x15"),
+        ("0x0003FFFF", "Zero", "Zero", "0x10"),
+        ("0x0004FFFF", "Zero", "Zero", "0x11"),
+        ("0x0004FFFF", "One", "Zero", "0x12"),
     ]
-    assert [row[3] for row in routes("PPRT")] == ["0x0A", "0x0B", "0x05"]
+    assert [row[2:] for row in routes("PPRT")] == [(rf"\_SB.PCI0.ISA.LNK{letter}", "Zero") for letter in "ABC"]
     assert "Store (Arg0, PICM)" in source or "PICM = Arg0" in source
+
+
+@needs_iasl
+def test_without_a_bridge_the_routing_of_pic_mode_names_the_interrupts(memory, tmp_path):
+    platform = Platform(pci_interrupts=pci_interrupts([(0, 3, 1), (0, 4, 1)]))
+    source = disassemble(
+        tmp_path, "DSDT", find_tables(memory, firmware.build(memory, platform, acpi=True).rsdp)["DSDT"]
+    )
+    routing = source[source.index("Name (PPRT, ") : source.index("Method (_PRT")]
+    assert re.findall(r"Zero, \s*Zero, \s*(\w+)\s*\}", routing) == ["0x05", "0x06"]
+    assert "LNKA" not in source
+
+
+@pytest.mark.skipif(shutil.which("acpiexec") is None, reason="acpiexec (Debian: acpica-tools) is not installed")
+def test_a_link_is_set_read_and_disabled_by_its_methods(tables, tmp_path):
+    """ACPI's own interpreter runs the methods; it keeps the bridge's configuration space as plain memory."""
+    (tmp_path / "DSDT.dat").write_bytes(tables["DSDT"])
+    link, field, irq_11 = r"\_SB.PCI0.ISA.LNKB", r"\_SB.PCI0.ISA.PIRB", "(23 00 08 18 79 00)"
+    look = [field, f"{link}._STA", f"{link}._CRS"]
+    commands = [f"{link}._SRS {irq_11}", *look, f"{link}._DIS", *look]
+    done = subprocess.run(
+        ["acpiexec", "-di", "DSDT.dat"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        input="".join(f"execute {command}\n" for command in commands) + "quit\n",
+    )  # fmt: skip
+    results = re.findall(r"\[Integer\] = 0*(\w+)|0000: ((?:\w\w )+)", done.stdout)
+    assert [number or data.strip() for number, data in results] == [
+        "B", "B", "23 00 08 18 79 00", "80", "9", "23 00 00 18 79 00",
+    ], done.stdout  # fmt: skip
 
 
 @needs_iasl

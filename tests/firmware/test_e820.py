@@ -1,7 +1,7 @@
 """The memory map."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyhyve.firmware import e820
@@ -39,6 +39,7 @@ def test_reserved_range_is_cut_out_of_ram(reserved):
     memory.close()
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 2048).map(lambda pages: pages * PAGE),
     st.lists(st.tuples(st.integers(0, 3 << 20), st.integers(0, 1 << 20)), max_size=6),

@@ -6,7 +6,8 @@ import pytest
 
 from pyhyve import firmware
 from pyhyve.errors import DeviceError
-from pyhyve.firmware.platform import PciRoot, Platform, pci_interrupts
+from pyhyve.firmware.platform import PciRoot, Platform
+from tests.firmware.wiring import pci_interrupts
 
 SIZES = {0: 20, 1: 8, 2: 8, 3: 8, 4: 8}
 
@@ -73,14 +74,14 @@ def test_isa_interrupts_go_to_their_own_input_but_for_timer_and_pic(table):
     isa = {pin: (kind, irq, flags) for _, kind, flags, bus, irq, _, pin in interrupts(table) if bus == 1}
     assert isa[2] == (0, 0, 0), "the timer at input 2"
     assert isa[0] == (3, 0, 0), "the PIC at input 0"
-    assert isa[9] == (0, 9, 0x0D), "the SCI is level triggered, active high"
+    assert isa[9] == (0, 9, 0x0F), "the SCI is level triggered, active low"
     assert isa[4] == (0, 4, 0)
     assert set(isa) == set(range(16))
 
 
 def test_pci_interrupts_name_device_and_pin(table):
     pci = [(irq >> 2, irq & 3, pin, flags) for _, _, flags, bus, irq, _, pin in interrupts(table) if bus == 0]
-    assert pci == [(3, 0, 19, 0x0F), (4, 0, 20, 0x0F), (4, 1, 21, 0x0F)]
+    assert pci == [(3, 0, 16, 0x0F), (4, 0, 17, 0x0F), (4, 1, 18, 0x0F)]
 
 
 def test_local_interrupts_are_the_pic_and_nmi(table):

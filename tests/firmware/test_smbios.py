@@ -4,11 +4,13 @@ import shutil
 import struct
 import subprocess
 import uuid
+from dataclasses import replace
 
 import pytest
 
 from pyhyve import firmware
-from pyhyve.firmware.platform import Platform, derived_uuid
+from pyhyve.errors import DeviceError
+from pyhyve.firmware.platform import SMBIOS_STRINGS, Platform, derived_uuid
 from pyhyve.memory import GuestMemory
 
 
@@ -60,6 +62,31 @@ def test_strings_that_name_the_hypervisor_are_bhyves(memory, platform):
     assert strings[1][1] == "BHYVE"
 
 
+def test_every_string_can_be_set_by_its_variable(memory):
+    wanted = {name: f"the {name}" for name in SMBIOS_STRINGS}
+    found = {kind: texts for kind, _, _, texts in read(memory, Platform(strings=wanted))}
+    for kind, node in enumerate(("bios", "system", "board", "chassis")):
+        assert sorted(found[kind]) == sorted(text for name, text in wanted.items() if name.startswith(f"{node}."))
+
+
+def test_an_empty_string_does_not_end_the_set(memory):
+    strings = {**SMBIOS_STRINGS, "system.version": ""}
+    assert next(texts for kind, _, _, texts in read(memory, Platform(strings=strings)) if kind == 1) == [
+        "FreeBSD", "BHYVE", " ", "None", "None", "Virtual Machine",
+    ]  # fmt: skip
+
+
+def test_strings_that_do_not_fit_are_refused(memory):
+    with pytest.raises(DeviceError, match="SMBIOS strings are too long"):
+        firmware.build(memory, Platform(strings={**SMBIOS_STRINGS, "system.sku": "x" * 6000}), acpi=False)
+
+
+def test_processors_tell_their_cores_and_threads(memory):
+    structures = read(memory, Platform(cpus=16, sockets=2, threads_per_core=2))
+    processors = [body for kind, _, body, _ in structures if kind == 4]
+    assert [(body[35], body[36], body[37]) for body in processors] == [(4, 4, 8)] * 2
+
+
 def test_uuid_is_the_one_asked_for(memory):
     wanted = uuid.UUID("12345678-1234-5678-1234-567812345678")
     body = next(body for kind, _, body, _ in read(memory, Platform(uuid=wanted)) if kind == 1)
@@ -86,6 +113,7 @@ def test_memory_size_is_told_also_when_it_is_large(size):
 
 @pytest.mark.skipif(shutil.which("dmidecode") is None, reason="dmidecode is not installed")
 def test_dmidecode_reads_it_without_complaint(memory, platform, tmp_path):
+    platform = replace(platform, strings={**SMBIOS_STRINGS, "chassis.asset_tag": "shelf 7", "board.location": "left"})
     address = firmware.build(memory, platform, acpi=False).smbios
     entry = bytearray(memory.read(address, 32))
     length, start = struct.unpack_from("<HI", entry, 0x16)
@@ -98,6 +126,8 @@ def test_dmidecode_reads_it_without_complaint(memory, platform, tmp_path):
     dump = tmp_path / "dump"
     dump.write_bytes(entry + memory.read(start, length))
     done = subprocess.run(["dmidecode", "--from-dump", dump], capture_output=True, text=True, check=True)
-    assert "Family: Virtual Machine" in done.stdout
+    for line in ("Family: Virtual Machine", "Asset Tag: shelf 7", "Location In Chassis: left"):
+        assert line in done.stdout
+    assert f"UUID: {platform.effective_uuid}" in done.stdout
     for complaint in ("BAD INDEX", "OUT OF SPEC", "TRUNCATED", "Wrong"):
         assert complaint not in done.stdout

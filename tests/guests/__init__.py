@@ -34,7 +34,7 @@ import pytest
 from pyhyve.memory import GuestMemory
 from pyhyve.vmm import cpuid, exits
 from pyhyve.vmm.api import ApicMode, Hypervisor, VirtualCpu, VirtualMachine
-from pyhyve.vmm.exits import Bogus, EntryFailed, Exit, InOut
+from pyhyve.vmm.exits import Bogus, Exit, InOut, InstEmulFailed
 from pyhyve.vmm.kvm import KvmHypervisor
 from pyhyve.vmm.registers import Access, Reg, Segment, SegmentName, Table
 
@@ -194,8 +194,8 @@ class Guest:
         return result
 
     def _skip_known_gap(self, result: Exit) -> None:
-        if isinstance(result, EntryFailed) and self.software_kvm and ": bytes " in result.detail:
-            opcode = int(result.detail.partition(": bytes ")[2].split()[0], 16)
+        if isinstance(result, InstEmulFailed) and self.software_kvm and result.detail:
+            opcode = int(result.detail.removeprefix("bytes ").split()[0], 16)
             if opcode in SOFTWARE_KVM_GAPS:
                 pytest.skip(f"this host's software KVM does not emulate {SOFTWARE_KVM_GAPS[opcode]}")
 

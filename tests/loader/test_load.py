@@ -112,7 +112,7 @@ def test_state_is_applied_with_the_mode_before_the_segments(memory, write):
     assert {name for kind, name in cpu.calls if kind == "segment"} == set(SegmentName)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(min_size=1, max_size=2000))
 def test_no_file_whatsoever_does_more_than_raise_an_error(write, data):
     memory = GuestMemory(2 << 20)

@@ -21,9 +21,9 @@ PATIENCE = 120.0
 _CLOCK_SAMPLES = 5
 
 
-def command(backend: str, kernel: Path, initrd: Path) -> list[str]:
+def command(backend: str, kernel: Path, initrd: Path, cpus: int = 1) -> list[str]:
     """``bhyve`` with the options of a Linux guest on its first serial port."""
-    options = "-A -c 1 -m 512M -H -s 0,hostbridge -s 31,lpc -l com1,stdio".split()
+    options = f"-A -c {cpus} -m 512M -H -s 0,hostbridge -s 31,lpc -l com1,stdio".split()
     boot = ["-o", f"boot.kernel={kernel}", "-o", f"boot.initrd={initrd}", "-o", "boot.cmdline=console=ttyS0"]
     return [sys.executable, "-m", "pyhyve.commands.bhyve", *options, "-o", f"vmm.backend={backend}", *boot, "vm0"]
 

@@ -61,6 +61,7 @@ def test_a_guest_boots_from_its_own_disk_and_through_a_reboot(backend, boot_disk
     with Guest(bhyve(backend)) as guest:
         words = guest.output("cat /proc/cmdline").split()
         assert words[-3:] == ["console=ttyS0", "answer=42", "greeting=hello"]
+        assert guest.output("tr '\\0' '\\n' </proc/1/environ | grep greeting") == "greeting=hello\n"
         # the ACPI tables are made after the kernel was loaded, and found all the same
         assert "RSDP" in guest.output("dmesg | grep RSDP")
         found = run("bhyvectl", "--vm=linux0", "--get-rip", "--get-cr3", "--get-lowmem").stdout

@@ -1,6 +1,6 @@
 """Several vCPUs of one guest at work on one thing, on every backend (tests/guests/smp.S).
 
-On a backend that tells of start-up IPIs, a vCPU's thread begins there, as in ``VcpuSet``; otherwise it waits in ``run``.
+On a backend that tells of start-up IPIs a vCPU's thread begins there, as in ``VcpuSet``; else it waits in ``run``.
 """
 
 from __future__ import annotations

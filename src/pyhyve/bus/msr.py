@@ -13,9 +13,9 @@ _MASK64 = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Msr:
-    """One register: how to read it, how to write it (None: writes are ignored)."""
+    """One register: how to read it, how to write it; None where it cannot be."""
 
-    read: Callable[[], int]
+    read: Callable[[], int] | None
     write: Callable[[int], None] | None
     name: str
 
@@ -26,22 +26,26 @@ class MsrBus:
     def __init__(self) -> None:
         self._registers: dict[int, Msr] = {}
 
-    def register(self, index: int, read: Callable[[], int], write: Callable[[int], None] | None, name: str) -> None:
-        """Answer for MSR ``index``. Raises ``ValueError`` if somebody does already."""
+    def register(
+        self, index: int, read: Callable[[], int] | None, write: Callable[[int], None] | None, name: str
+    ) -> None:
+        """Answer for MSR ``index``; without ``read`` or ``write`` that access is nobody's.
+
+        Raises ``ValueError`` if somebody does already.
+        """
         if index in self._registers:
             raise ValueError(f"msr {index:#x} of {name} belongs to {self._registers[index].name}")
         self._registers[index] = Msr(read, write, name)
 
     def read(self, index: int) -> int | None:
-        """RDMSR; None for a register that nobody knows."""
+        """RDMSR; None for a register that nobody knows or that is write-only."""
         register = self._registers.get(index)
-        return None if register is None else register.read() & _MASK64
+        return None if register is None or register.read is None else register.read() & _MASK64
 
     def write(self, index: int, value: int) -> bool:
-        """WRMSR; False for a register that nobody knows."""
+        """WRMSR; False for a register that nobody knows or that is read-only."""
         register = self._registers.get(index)
-        if register is None:
+        if register is None or register.write is None:
             return False
-        if register.write is not None:
-            register.write(value)
+        register.write(value)
         return True

@@ -245,18 +245,25 @@ class ControlServer:
     def _accept(self) -> None:
         try:
             connection, _ = self._socket.accept()
+        except BlockingIOError:
+            return  # it has gone already
         except OSError:
-            return  # it has gone already, or we have no descriptors left: the listener stays
+            self._close_oldest()  # most likely we have no descriptors left: the next try has one
+            return
         connection.setblocking(False)
         client = _Client(connection)
-        while len(self._clients) >= CLIENTS_MAX:
-            self._close(next(iter(self._clients.values())))  # the oldest: nobody can use up our descriptors
+        if len(self._clients) >= CLIENTS_MAX:
+            self._close_oldest()  # nobody can use up our descriptors
         self._clients[client.fd] = client
         assert self._loop is not None
         self._loop.add_reader(client.fd, lambda: self._readable(client))
         uid = self._peer(connection)
         if uid not in (0, os.geteuid()):
             self._fail(client, f"refused: this machine belongs to user {os.geteuid()}, not {uid}", last=True)
+
+    def _close_oldest(self) -> None:
+        if self._clients:
+            self._close(next(iter(self._clients.values())))
 
     def _readable(self, client: _Client) -> None:
         if client.closed:

@@ -26,12 +26,12 @@ class Addresses:
 
 
 def build(memory: GuestMemory, platform: Platform, *, acpi: bool, mptable: bool = True) -> Addresses:
-    """Write the tables that ``platform`` needs into ``memory``.
+    """Write the tables that ``platform`` needs into ``memory``, in bhyve's order: MP table, SMBIOS, ACPI.
 
     Raises ``DeviceError`` for more devices than tables can hold, ``OutsideMemory`` where there is less than 1 MiB.
     """
     return Addresses(
-        rsdp=acpi_tables.build(memory, platform) if acpi else 0,
         mptable=mp_table.build(memory, platform) if mptable else 0,
         smbios=smbios.build(memory, platform),
+        rsdp=acpi_tables.build(memory, platform) if acpi else 0,
     )

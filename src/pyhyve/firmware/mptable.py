@@ -60,7 +60,6 @@ class _Kind(IntEnum):
 class _Flags(IntFlag):
     """Polarity and trigger mode; zero means that of the bus."""
 
-    ACTIVE_HIGH = 1
     ACTIVE_LOW = 3
     LEVEL = 3 << 2
 
@@ -124,9 +123,7 @@ def _isa_interrupts(platform: Platform, bus: int) -> Iterator[bytes]:
             pin = _PIT_INPUT
         elif irq == _CASCADE_IRQ:
             kind, irq, pin = _Kind.EXTINT, _PIC_IRQ, _PIC_INPUT
-        elif irq == platform.sci_irq:
-            flags = _Flags.ACTIVE_HIGH | _Flags.LEVEL
-        elif irq in taken_by_pci:
+        elif irq == platform.sci_irq or irq in taken_by_pci:
             flags = _Flags.ACTIVE_LOW | _Flags.LEVEL
         yield _interrupt(_Entry.IO_INTERRUPT, kind, flags, bus, irq, platform.ioapic_id, pin)
 

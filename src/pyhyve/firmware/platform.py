@@ -5,7 +5,7 @@ The machine fills it in from what it assembled. Defaults are those of a machine 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from uuid import NAMESPACE_DNS, UUID, uuid3
@@ -16,9 +16,7 @@ IOAPIC_PINS = 24
 COM_PORTS: dict[int, tuple[int, int]] = {1: (0x3F8, 4), 2: (0x2F8, 3), 3: (0x3E8, 4), 4: (0x2E8, 3)}
 """I/O port and ISA interrupt of COM1 to COM4."""
 
-_FIRST_PCI_GSI = 16
-_PIRQS = 8
-_PIRQ_ISA_IRQS = (10, 11, 5, 10, 11, 5, 10, 11)
+PIRQS = 8
 
 
 class WindowKind(Enum):
@@ -45,35 +43,59 @@ class PciRoot:
     windows: tuple[Window, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class PciInterrupt:
-    """Where pin ``pin`` (1 is INTA) of a device ends: the I/O APIC input, and the ISA interrupt in PIC mode."""
+    """Where pin ``pin`` (1 is INTA) of a device ends.
+
+    ``pirq`` (0-7) is the board's interrupt link, ``gsi`` its I/O APIC input, ``irq`` the ISA interrupt in PIC mode as
+    firmware has routed the link.
+    """
 
     bus: int
     device: int
     pin: int
+    pirq: int
     gsi: int
     irq: int
 
 
-DEFAULT_WINDOWS = (
-    # the gap is the PCI configuration ports' own
-    Window(WindowKind.IO, 0x0000, 0x0CF7),
-    Window(WindowKind.IO, 0x0D00, 0xFFFF),
-    Window(WindowKind.MEMORY_32, 0xC0000000, 0xDFFFFFFF),
-    Window(WindowKind.MEMORY_64, 0xD000000000, 0xEFFFFFFFFF),
-)
+def root_windows(memory_64: tuple[int, int] = (0xD000000000, 0xF000000000)) -> tuple[Window, ...]:
+    """What the first root bus passes on: ports, memory below 4 GiB, and ``memory_64`` (first address, end)."""
+    return (
+        # the gap is the PCI configuration ports' own
+        Window(WindowKind.IO, 0x0000, 0x0CF7),
+        Window(WindowKind.IO, 0x0D00, 0xFFFF),
+        Window(WindowKind.MEMORY_32, 0xC0000000, 0xDFFFFFFF),
+        Window(WindowKind.MEMORY_64, memory_64[0], memory_64[1] - 1),
+    )
 
 
-def pci_interrupt(bus: int, device: int, pin: int) -> PciInterrupt:
-    """The board's wiring of one pin: eight PIRQs in turn over devices and pins."""
-    pirq = (device + pin - 1) % _PIRQS
-    return PciInterrupt(bus, device, pin, _FIRST_PCI_GSI + pirq, _PIRQ_ISA_IRQS[pirq])
+DEFAULT_WINDOWS = root_windows()
 
 
-def pci_interrupts(pins: Iterable[tuple[int, int, int]]) -> tuple[PciInterrupt, ...]:
-    """The wiring of (bus, device, pin) triples, each once, in order."""
-    return tuple(pci_interrupt(*pin) for pin in sorted(set(pins)))
+SMBIOS_STRINGS: Mapping[str, str] = {
+    "bios.vendor": "BHYVE",
+    "bios.version": "14.0",
+    "bios.release_date": "10/17/2021",
+    "system.manufacturer": "FreeBSD",
+    "system.product_name": "BHYVE",
+    "system.version": "1.0",
+    "system.serial_number": "None",
+    "system.sku": "None",
+    "system.family_name": "Virtual Machine",
+    "board.manufacturer": "FreeBSD",
+    "board.product_name": "BHYVE",
+    "board.version": "1.0",
+    "board.serial_number": "None",
+    "board.asset_tag": "None",
+    "board.location": "None",
+    "chassis.manufacturer": "FreeBSD",
+    "chassis.version": "1.0",
+    "chassis.serial_number": "None",
+    "chassis.asset_tag": "None",
+    "chassis.sku": "None",
+}
+"""What SMBIOS calls the machine, by bhyve's variables (bhyve_config(5)), with their defaults."""
 
 
 def derived_uuid(name: str) -> UUID:
@@ -92,6 +114,8 @@ class Platform:
     """Processor packages; by default each vCPU is one."""
     threads_per_core: int = 1
     uuid: UUID | None = None
+    strings: Mapping[str, str] = field(default_factory=lambda: SMBIOS_STRINGS)
+    """Every name of ``SMBIOS_STRINGS``."""
 
     pci_roots: tuple[PciRoot, ...] = (PciRoot(0, 255, DEFAULT_WINDOWS),)
     pci_interrupts: tuple[PciInterrupt, ...] = ()
@@ -127,7 +151,7 @@ class Platform:
     """CMOS address of the century."""
 
     board_ports: tuple[tuple[int, int], ...] = field(
-        default=((0x61, 1), (0x84, 1), (0x92, 1), (0xB2, 2), (0x400, 8), (0x408, 4), (0x4D0, 2))
+        default=((0x61, 1), (0x84, 1), (0x92, 1), (0xB2, 2), (0x400, 8), (0x408, 4), (0x488, 1), (0x4D0, 2))
     )
     """First port and count of what the board itself answers, so that a guest gives them to nobody else."""
 

@@ -2,8 +2,9 @@
 
 Document: DMTF DSP0134, System Management BIOS reference specification 2.8, §5.2 (entry point), §7 (structures).
 
-The entry point lies at 0xF1000, where bhyve has it, the structures right behind. The strings are bhyve's, so that
-guests which look for them (systemd's virtualization detection does) find what they know.
+The entry point lies at 0xF1000, where bhyve has it, the structures right behind. The strings are bhyve's variables
+(bhyve_config(5): ``bios.*``, ``system.*``, ``board.*``, ``chassis.*``) with bhyve's defaults, so that guests which look
+for them (systemd's virtualization detection does) find what they know.
 """
 
 from __future__ import annotations
@@ -26,12 +27,31 @@ _TABLE = BASE + 0x20
 _MAJOR, _MINOR = 2, 8
 _BCD_REVISION = 0x28
 
-BIOS_VENDOR = "BHYVE"
-BIOS_VERSION = "14.0"
-BIOS_DATE = "10/17/2021"
-MANUFACTURER = "FreeBSD"
-PRODUCT = "BHYVE"
-
+_BIOS_RELEASE = (14, 0)
+_BIOS_STRINGS = ("bios.vendor", "bios.version", "bios.release_date")
+_SYSTEM_STRINGS = (
+    "system.manufacturer",
+    "system.product_name",
+    "system.version",
+    "system.serial_number",
+    "system.sku",
+    "system.family_name",
+)
+_BOARD_STRINGS = (
+    "board.manufacturer",
+    "board.product_name",
+    "board.version",
+    "board.serial_number",
+    "board.asset_tag",
+    "board.location",
+)
+_CHASSIS_STRINGS = (
+    "chassis.manufacturer",
+    "chassis.version",
+    "chassis.serial_number",
+    "chassis.asset_tag",
+    "chassis.sku",
+)
 _FIRST_HANDLE = 0x100
 _NO_HANDLE = 0xFFFE
 _UNKNOWN = 2
@@ -71,7 +91,7 @@ def build(memory: GuestMemory, platform: Platform) -> int:
     ]
     table = b"".join(blobs)
     if _TABLE + len(table) > LIMIT:
-        raise DeviceError("there are too many processors for the SMBIOS tables")
+        raise DeviceError("the SMBIOS strings are too long, or there are too many processors, for 5 KiB of tables")
     # the intermediate anchor has a checksum of its own, over the second half
     legacy = bytearray(struct.pack("<5sBHIHB", b"_DMI_", 0, len(table), _TABLE, len(blobs), _BCD_REVISION))
     legacy[5] = checksum(legacy)
@@ -84,30 +104,32 @@ def build(memory: GuestMemory, platform: Platform) -> int:
 
 
 def _strings(strings: tuple[str, ...]) -> bytes:
-    """The string set of a structure; an empty one is two zero bytes (§6.1.3)."""
-    return b"".join(text.encode("ascii", "replace") + b"\0" for text in strings).ljust(1, b"\0") + b"\0"
+    """The string set of a structure; an empty one is two zero bytes (§6.1.3). A string in it cannot be empty."""
+    return b"".join((text or " ").encode("ascii", "replace") + b"\0" for text in strings).ljust(1, b"\0") + b"\0"
 
 
 def _structures(memory: GuestMemory, platform: Platform) -> Iterator[_Structure]:
-    yield _bios()
+    text = platform.strings.__getitem__
+    yield _bios(platform)
     # manufacturer, product, version, serial, UUID, woken by the power switch, SKU, family
     yield _Structure(
         Type.SYSTEM,
         struct.pack("<4B16sBBB", 1, 2, 3, 4, platform.effective_uuid.bytes_le, 6, 5, 6),
-        (MANUFACTURER, PRODUCT, "1.0", "None", "None", "Virtual Machine"),
+        tuple(map(text, _SYSTEM_STRINGS)),
     )
     # manufacturer, product, version, serial, asset, hosting board, location, chassis, motherboard, no contained objects
     chassis_handle = _FIRST_HANDLE + 3
     yield _Structure(
         Type.BASEBOARD,
         struct.pack("<7BHBB", 1, 2, 3, 4, 5, 0x01, 6, chassis_handle, 0x0A, 0),
-        (MANUFACTURER, PRODUCT, "1.0", "None", "None", "None"),
+        tuple(map(text, _BOARD_STRINGS)),
     )
-    # manufacturer, type other, version, serial, asset, three states safe, security none, OEM, height, cords, contained
+    # manufacturer, type other, version, serial, asset, three states safe, security none, OEM, height, cords, contained,
+    # SKU
     yield _Structure(
         Type.CHASSIS,
         struct.pack("<9BIBBBBB", 1, 1, 2, 3, 4, 3, 3, 3, 3, 0, 0, 0, 0, 0, 5),
-        (MANUFACTURER, "1.0", "None", "None", "None"),
+        tuple(map(text, _CHASSIS_STRINGS)),
     )
     sockets = platform.sockets or platform.cpus
     for socket in range(sockets):
@@ -121,12 +143,12 @@ def _structures(memory: GuestMemory, platform: Platform) -> Iterator[_Structure]
     yield _Structure(Type.END, b"")
 
 
-def _bios() -> _Structure:
+def _bios(platform: Platform) -> _Structure:
     # vendor, version, start segment, date, ROM size (64 KiB), characteristics, BIOS release, EC release (none)
     characteristics = 1 << 7  # PCI is supported
     extension = (1 << 0, 1 << 4)  # ACPI is supported; the table describes a virtual machine
-    body = struct.pack("<BBHBBQ6B", 1, 2, 0xF000, 3, 0, characteristics, *extension, 14, 0, 0xFF, 0xFF)
-    return _Structure(Type.BIOS, body, (BIOS_VENDOR, BIOS_VERSION, BIOS_DATE))
+    body = struct.pack("<BBHBBQ6B", 1, 2, 0xF000, 3, 0, characteristics, *extension, *_BIOS_RELEASE, 0xFF, 0xFF)
+    return _Structure(Type.BIOS, body, tuple(map(platform.strings.__getitem__, _BIOS_STRINGS)))
 
 
 def _processor(platform: Platform, socket: int, sockets: int) -> _Structure:

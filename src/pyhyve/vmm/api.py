@@ -167,6 +167,13 @@ class VirtualMachine(ABC):
     def set_irq(self, gsi: int, level: bool) -> None:
         """Drive global interrupt line ``gsi`` (0-23) of the backend's PIC and I/O APIC (backends with ``ioapic``)."""
 
+    def make_level(self, irq: int) -> None:
+        """Make ISA interrupt ``irq`` level triggered, as firmware leaves it (backends with ``pic``).
+
+        A guest changes that in the ELCR, ports 0x4D0 and 0x4D1, which come with the PIC.
+        """
+        raise BackendError("this backend brings no PIC")
+
     @abstractmethod
     def set_extint(self, level: bool) -> None:
         """Drive the INTR line of the machine's own PIC into LINT0 of vCPU 0 (backends without ``pic``)."""

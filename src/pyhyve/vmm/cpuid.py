@@ -99,6 +99,7 @@ _KEPT = frozenset(
     | {EXTENDED_LEAF + number for number in (0, 1, 2, 3, 4, 5, 6, 7, 8, 0x19, 0x1A, 0x1D, 0x1E, 0x21)}
 )
 _TOPOLOGY_LEAF = 0xB
+_TOPOLOGY_LEAF_V2 = 0x1F
 _LEVEL_SMT = 1
 _LEVEL_CORE = 2
 
@@ -174,12 +175,12 @@ def _ext1d(entry: CpuidEntry, topology: Topology) -> CpuidEntry:
     return replace(entry, eax=entry.eax & 0x3FFF | min(sharing - 1, 0xFFF) << 14)
 
 
-def _topology_levels(topology: Topology) -> list[CpuidEntry]:
-    """Leaf 0xB: threads, cores, and an empty level that ends the list (EDX is filled in later)."""
+def _topology_levels(topology: Topology, leaf: int) -> list[CpuidEntry]:
+    """Leaf 0xB or 0x1F: threads, cores, and an empty level that ends the list (EDX is filled in later)."""
     return [
-        CpuidEntry(_TOPOLOGY_LEAF, 0, topology.thread_bits, topology.threads, _LEVEL_SMT << 8, 0),
-        CpuidEntry(_TOPOLOGY_LEAF, 1, topology.socket_shift, topology.per_socket, _LEVEL_CORE << 8 | 1, 0),
-        CpuidEntry(_TOPOLOGY_LEAF, 2, 0, 0, 2, 0),
+        CpuidEntry(leaf, 0, topology.thread_bits, topology.threads, _LEVEL_SMT << 8, 0),
+        CpuidEntry(leaf, 1, topology.socket_shift, topology.per_socket, _LEVEL_CORE << 8 | 1, 0),
+        CpuidEntry(leaf, 2, 0, 0, 2, 0),
     ]
 
 
@@ -194,6 +195,11 @@ def vendor(entries: Iterable[CpuidEntry]) -> str:
         if entry.leaf == 0:
             return struct.pack("<3I", entry.ebx, entry.edx, entry.ecx).decode("ascii", "replace")
     return ""
+
+
+def physical_bits(entries: Iterable[CpuidEntry]) -> int:
+    """Bits of a physical address (leaf 0x80000008); 36 without that leaf (SDM Vol. 3A §4.1.4)."""
+    return next((entry.eax & 0xFF for entry in entries if entry.leaf == EXTENDED_LEAF + 8), 36)
 
 
 def shape(
@@ -220,7 +226,9 @@ def shape(
     shaped = [rules[entry.leaf](entry) if entry.leaf in rules else entry for entry in kept]
     if any(entry.leaf == 1 and entry.ecx & _LEAF1_ECX_XSAVE for entry in source):
         shaped += _xsave([entry for entry in source if entry.leaf == 0xD])
-    shaped += _topology_levels(topology)
+    shaped += _topology_levels(topology, _TOPOLOGY_LEAF)
+    if not amd:
+        shaped += _topology_levels(topology, _TOPOLOGY_LEAF_V2)
     shaped.append(_signature())
     return _with_limits(sorted(shaped, key=lambda entry: (entry.leaf, entry.subleaf or 0)))
 
@@ -234,7 +242,7 @@ def _with_limits(entries: list[CpuidEntry]) -> list[CpuidEntry]:
 
 
 def with_apic_id(entries: Iterable[CpuidEntry], apic_id: int) -> list[CpuidEntry]:
-    """The table for the vCPU of local APIC id ``apic_id``: leaves 1, 0xB and 0x8000001E tell it."""
+    """The table for the vCPU of local APIC id ``apic_id``: leaves 1, 0xB, 0x1F and 0x8000001E tell it."""
     table = list(entries)
     shift = next((entry.eax for entry in table if entry.leaf == _TOPOLOGY_LEAF and not entry.subleaf), 0)
     socket = next((entry.eax for entry in table if entry.leaf == _TOPOLOGY_LEAF and entry.subleaf == 1), 8)
@@ -245,7 +253,7 @@ def with_apic_id(entries: Iterable[CpuidEntry], apic_id: int) -> list[CpuidEntry
 def _tell_apic_id(entry: CpuidEntry, apic_id: int, core: int) -> CpuidEntry:
     if entry.leaf == 1:
         return replace(entry, ebx=entry.ebx & 0xFFFFFF | (apic_id & 0xFF) << 24)
-    if entry.leaf == _TOPOLOGY_LEAF:
+    if entry.leaf in (_TOPOLOGY_LEAF, _TOPOLOGY_LEAF_V2):
         return replace(entry, edx=apic_id)
     if entry.leaf == EXTENDED_MAX:
         return replace(entry, eax=apic_id, ebx=entry.ebx & ~0xFF & _U32 | core & 0xFF)

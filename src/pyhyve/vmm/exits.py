@@ -57,9 +57,10 @@ class InstEmul(Exit):
 
 @dataclass(frozen=True, slots=True)
 class InstEmulFailed(Exit):
-    """The backend could not decode an instruction that touches device memory."""
+    """The backend could not decode an instruction that touches device memory. ``detail`` says more, for people."""
 
     rip: int
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,9 +10,10 @@ from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.errors import DeviceError
 from pyhyve.hw import registry
+from pyhyve.hw.chipset.legacy_irq import ROUTABLE, LegacyIrqs
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import Bar, BarKind
-from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus
+from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus, memory_64_window
 from pyhyve.hw.pci.config_space import ConfigSpace, Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import IntxRouting
@@ -142,6 +145,32 @@ def test_bars_get_addresses_and_decode_from_the_start(rig: Rig) -> None:
     assert rig.mmio.read(high + 0x20, 8) == 0x20
 
 
+@pytest.mark.parametrize(
+    ("memory_end", "bits", "window"),
+    [
+        (1 << 30, 46, (0xD000000000, 0xF000000000)),
+        (1 << 30, 40, (0xD000000000, 0xF000000000)),
+        (1 << 30, 39, (0x6000000000, 0x8000000000)),
+        (1 << 30, 36, (0xC00000000, 0x1000000000)),
+        (900 << 30, 46, (0x300000000000, 0x400000000000)),
+    ],
+)
+def test_64_bit_bars_lie_where_the_cpu_reaches_them_and_memory_does_not(
+    memory_end: int, bits: int, window: tuple[int, int]
+) -> None:
+    assert memory_64_window(memory_end, bits) == window
+    environment = replace(Rig().environment, pio=PioBus(), mmio=MmioBus())
+    bus = PciBus(environment, IntxRouting(Lines().router), window)
+    sample = Sample(bus.environment, {})
+    bus.add(PciAddress(0, 3, 0), sample)
+    assert sample.bars[2].mapped == window[0]
+
+
+def test_memory_that_leaves_no_room_for_pci_is_refused() -> None:
+    with pytest.raises(DeviceError, match="leaves no room for PCI"):
+        memory_64_window(50 << 30, 36)
+
+
 def test_decode_enables(rig: Rig) -> None:
     rig.put(3, COMMAND, 2, 0x0001)
     assert rig.pio.read(0x2005, 1) == 5
@@ -175,20 +204,20 @@ def test_bar_moved_onto_another_is_off_the_bus_until_it_moves_away(rig: Rig) -> 
 
 def test_interrupt_pin_routing(rig: Rig) -> None:
     (route,) = rig.bus.routes()
-    assert (route.address, route.pin, route.gsi) == (PciAddress(0, 3, 0), 1, 19)
+    assert (route.address, route.pin, route.gsi) == (PciAddress(0, 3, 0), 1, 16)
     assert rig.get(3, PIN, 1) == 1
     rig.sample.set_intx(True)
     isa = rig.get(3, LINE, 1)
-    assert rig.lines.level(19)
+    assert rig.lines.level(16)
     assert rig.lines.level(isa)
     assert rig.get(3, STATUS, 2) & 8
     rig.put(3, COMMAND, 2, 0x403)
-    assert not rig.lines.level(19)
+    assert not rig.lines.level(16)
     assert not rig.lines.level(isa)
     rig.put(3, COMMAND, 2, 0x003)
-    assert rig.lines.level(19)
+    assert rig.lines.level(16)
     rig.sample.set_intx(False)
-    assert not rig.lines.level(19)
+    assert not rig.lines.level(16)
     assert not rig.get(3, STATUS, 2) & 8
 
 
@@ -198,21 +227,75 @@ def test_shared_pirq_is_held_by_both(rig: Rig) -> None:
     rig.sample.set_intx(True)
     other.set_intx(True)
     rig.sample.set_intx(False)
-    assert rig.lines.level(19)
+    assert rig.lines.level(16)
     other.set_intx(False)
-    assert not rig.lines.level(19)
+    assert not rig.lines.level(16)
+
+
+def test_a_legacy_function_has_an_interrupt_line(rig: Rig) -> None:
+    rig.bus.create(PciAddress(0, 5, 0), "hostbridge", {"legacy": "true"})
+    rig.bus.create(PciAddress(0, 6, 0), "hostbridge", {})
+    assert (rig.get(5, PIN, 1), rig.get(6, PIN, 1)) == (1, 0)
+    assert PciAddress(0, 5, 0) in [route.address for route in rig.bus.routes()]
+
+
+def test_only_links_in_use_are_routed_and_each_to_the_interrupt_with_the_fewest_users() -> None:
+    """bhyve's order: board devices first, then a link at a time, the lowest of the least used."""
+    lines = Lines()
+    level: list[int] = []
+    irqs = LegacyIrqs(reserved=(1, 3, 4, 12), shared=(9,))
+    routing = IntxRouting(lines.router, level.append, irqs)
+    assert [routing.register(pirq) for pirq in range(8)] == [0x80] * 8
+    for device in range(2):
+        for pin in (1, 2, 3, 4):
+            routing.pin(device, pin)
+    assert level == [5, 6, 7, 10, 11]
+    for device in range(2, 8):
+        routing.pin(device, 4)
+    assert level == [5, 6, 7, 10, 11, 14, 15, 5]
+    assert sorted(routing.register(pirq) for pirq in range(8)) == sorted(level)
+
+
+def test_an_interrupt_of_the_board_is_not_given_to_pci() -> None:
+    irqs = LegacyIrqs(reserved=(3, 4))
+    assert irqs.free == (5, 6, 7, 9, 10, 11, 12, 14, 15)
+    assert [irqs.users(irq) for irq in (0, 3, 5)] == [None, None, 0]
+    with pytest.raises(ValueError, match="not free"):
+        irqs.use(3)
+    irqs.use(5)
+    with pytest.raises(ValueError, match="in use"):
+        irqs.reserve(5)
+    everything = LegacyIrqs(reserved=ROUTABLE)
+    with pytest.raises(ValueError, match="no interrupt is free"):
+        everything.allocate()
+
+
+def test_functions_without_a_free_interrupt_are_refused() -> None:
+    rig = Rig()
+    bus = PciBus(rig.environment, IntxRouting(Lines().router, None, LegacyIrqs(reserved=ROUTABLE)))
+    with pytest.raises(DeviceError, match="pci slot 0:3:0: no interrupt is free"):
+        bus.add(PciAddress(0, 3, 0), Sample(rig.environment, {}))
+
+
+def test_the_bridge_shows_interrupts_of_functions_placed_after_it(rig: Rig) -> None:
+    rig.bus.add(PciAddress(0, 4, 0), Sample(rig.environment, {}))
+    rig.bus.finish()
+    assert rig.get(31, 0x61, 1) == rig.get(4, LINE, 1) != 0x80
+    rig.bus.reset()
+    assert rig.get(31, 0x61, 1) == rig.get(4, LINE, 1)
+    assert rig.get(31, 0x6B, 1) == 0x80
 
 
 def test_lpc_routes_pirqs_to_isa_interrupts(rig: Rig) -> None:
     rig.sample.set_intx(True)
-    before = rig.get(31, 0x63, 1)
-    rig.put(31, 0x63, 1, 0x07)
+    before = rig.get(31, 0x60, 1)
+    rig.put(31, 0x60, 1, 0x07)
     assert rig.lines.level(7)
     assert not rig.lines.level(before)
-    rig.put(31, 0x63, 1, 0x80)
+    rig.put(31, 0x60, 1, 0x80)
     assert not rig.lines.level(7)
-    rig.put(31, 0x63, 1, 0x02)
-    assert rig.bus.intx.isa_irq(3) is None
+    rig.put(31, 0x60, 1, 0x02)
+    assert rig.bus.intx.isa_irq(0) is None
 
 
 def test_multi_function_slots(rig: Rig) -> None:
@@ -267,18 +350,18 @@ def test_reset_puts_everything_back(rig: Rig) -> None:
     rig.bus.reset()
     assert rig.pio.read(0x2005, 1) == 5
     assert rig.get(3, COMMAND, 2) == 3
-    assert not rig.lines.level(19)
+    assert not rig.lines.level(16)
     assert rig.bus.intx.isa_irq(0) == rig.get(31, 0x60, 1)
 
 
 def test_save_and_restore(rig: Rig) -> None:
     rig.put(3, BAR0, 4, 0x3000)
-    rig.put(31, 0x63, 1, 0x07)
+    rig.put(31, 0x60, 1, 0x07)
     rig.sample.set_intx(True)
     other = Rig()
     other.bus.restore(rig.bus.save())
     assert other.pio.read(0x3005, 1) == 5
-    assert other.lines.level(19)
+    assert other.lines.level(16)
     assert other.lines.level(7)
     assert other.bus.save() == rig.bus.save()
 

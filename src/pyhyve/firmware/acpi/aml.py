@@ -25,8 +25,17 @@ _METHOD = b"\x14"
 _DUAL_NAME = b"\x2e"
 _MULTI_NAME = b"\x2f"
 _DEVICE = b"\x5b\x82"
+_REGION = b"\x5b\x80"
+_FIELD = b"\x5b\x81"
+_LOCAL0 = 0x60
 _ARG0 = 0x68
 _STORE = b"\x70"
+_SUBTRACT = b"\x74"
+_SHIFT_LEFT = b"\x79"
+_AND = b"\x7b"
+_FIND_SET_RIGHT_BIT = b"\x82"
+_CREATE_WORD_FIELD = b"\x8b"
+_LNOT = b"\x92"
 _IF = b"\xa0"
 _ELSE = b"\xa1"
 _RETURN = b"\xa4"
@@ -98,14 +107,20 @@ def device(target: str, *terms: bytes) -> bytes:
     return _DEVICE + _with_length(path(target) + b"".join(terms))
 
 
-def method(target: str, arguments: int, *terms: bytes) -> bytes:
-    """``Method (target, arguments, NotSerialized) {terms}``; ``arguments`` is 0 to 7."""
-    return _METHOD + _with_length(path(target) + bytes([arguments & 7]) + b"".join(terms))
+def method(target: str, arguments: int, *terms: bytes, serialized: bool = False) -> bytes:
+    """``Method (target, arguments) {terms}``; ``arguments`` is 0 to 7. One that makes names must be serialized."""
+    flags = arguments & 7 | (1 << 3 if serialized else 0)
+    return _METHOD + _with_length(path(target) + bytes([flags]) + b"".join(terms))
 
 
 def argument(index: int) -> bytes:
     """``Arg0`` to ``Arg6``"""
     return bytes([_ARG0 + index])
+
+
+def local(index: int) -> bytes:
+    """``Local0`` to ``Local7``"""
+    return bytes([_LOCAL0 + index])
 
 
 def store(source: bytes, target: bytes) -> bytes:
@@ -128,14 +143,70 @@ def else_(*terms: bytes) -> bytes:
     return _ELSE + _with_length(b"".join(terms))
 
 
+def and_(left: bytes, right: bytes) -> bytes:
+    """``left & right``"""
+    return _AND + left + right + _ZERO
+
+
+def subtract(left: bytes, right: bytes, target: bytes) -> bytes:
+    """``target = left - right``"""
+    return _SUBTRACT + left + right + target
+
+
+def shift_left(value: bytes, count: bytes, target: bytes) -> bytes:
+    """``target = value << count``"""
+    return _SHIFT_LEFT + value + count + target
+
+
+def find_right_bit(value: bytes, target: bytes) -> bytes:
+    """``target`` is the number of the lowest set bit of ``value``, counted from 1; 0 without one."""
+    return _FIND_SET_RIGHT_BIT + value + target
+
+
+def is_zero(value: bytes) -> bytes:
+    """``!value``"""
+    return _LNOT + value
+
+
+def word_field(source: bytes, offset: int, target: str) -> bytes:
+    """``CreateWordField (source, offset, target)``: 16 bits of a buffer, from byte ``offset``, by a name."""
+    return _CREATE_WORD_FIELD + source + integer(offset) + path(target)
+
+
+class Region(IntEnum):
+    """Address spaces of operation regions (§19.6.100)."""
+
+    SYSTEM_IO = 1
+    PCI_CONFIG = 2
+
+
+def operation_region(target: str, space: Region, offset: int, length: int) -> bytes:
+    """``OperationRegion (target, space, offset, length)``"""
+    return _REGION + path(target) + bytes([space]) + integer(offset) + integer(length)
+
+
+def fields(region: str, *elements: tuple[str | None, int]) -> bytes:
+    """``Field (region, AnyAcc, NoLock, Preserve)``: names and their widths in bits, None for bits without a name."""
+    parts = [(path(title) if title else _ZERO) + _length(bits) for title, bits in elements]
+    return _FIELD + _with_length(path(region) + _ZERO + b"".join(parts))
+
+
+def _length(value: int) -> bytes:
+    """A PkgLength that counts something else than itself: the bits of a field."""
+    if value <= 0x3F:
+        return bytes([value])
+    for extra in (1, 2, 3):
+        if value < 1 << (4 + 8 * extra):
+            return bytes([extra << 6 | value & 0xF]) + (value >> 4).to_bytes(extra, "little")
+    raise ValueError(f"an AML field has at most {_LENGTH_MAX} bits")
+
+
 def _with_length(body: bytes) -> bytes:
     """``body`` behind its PkgLength, which counts itself (§20.2.4)."""
-    if len(body) + 1 <= 0x3F:
-        return bytes([len(body) + 1]) + body
-    for extra in (1, 2, 3):
+    for extra in range(4):
         length = len(body) + 1 + extra
-        if length < 1 << (4 + 8 * extra):
-            return bytes([extra << 6 | length & 0xF]) + (length >> 4).to_bytes(extra, "little") + body
+        if length < (1 << (4 + 8 * extra) if extra else 0x40):
+            return _length(length) + body
     raise ValueError(f"an AML block has at most {_LENGTH_MAX} bytes")
 
 
@@ -160,6 +231,8 @@ class _Window(IntFlag):
 _MEMORY_READ_WRITE = 1 << 0
 _MEMORY_CACHEABLE = 1 << 1
 _IO_ENTIRE_RANGE = 3
+_IRQ_ACTIVE_LOW = 1 << 3  # bit 0 clear: level triggered (§6.4.2.1)
+_IRQ_SHARED = 1 << 4
 
 
 def resources(*descriptors: bytes) -> bytes:
@@ -176,6 +249,14 @@ def io(first: int, count: int) -> bytes:
 def irq(number: int) -> bytes:
     """``IRQNoFlags () {number}``: edge triggered, active high, not shared."""
     return struct.pack("<BH", 0x22, 1 << number)
+
+
+def irq_level(*numbers: int) -> bytes:
+    """``IRQ (Level, ActiveLow, Shared) {numbers}``"""
+    mask = 0
+    for number in numbers:
+        mask |= 1 << number
+    return struct.pack("<BHB", 0x23, mask, _IRQ_SHARED | _IRQ_ACTIVE_LOW)
 
 
 def memory32_fixed(base: int, size: int) -> bytes:

@@ -8,7 +8,7 @@ The name space::
     \PICM, \_PIC      the interrupt mode that the guest chose: 0 PIC, 1 I/O APIC
     \_S5              soft-off
     \_SB.PCI0         the root bus (more roots are PCxx, xx the bus): bus range, windows, interrupt routing
-    \_SB.PCI0.ISA     the LPC bridge: RTC, timer, PIC, serial ports, keyboard controller
+    \_SB.PCI0.ISA     the LPC bridge: interrupt links, RTC, timer, PIC, serial ports, keyboard controller
     \_SB.HPET
     \_SB.MBRD         what belongs to the board: ECAM, power-management ports
 """
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyhyve.firmware.acpi import aml
+from pyhyve.firmware.acpi import aml, links
 from pyhyve.firmware.acpi.table import table
 from pyhyve.firmware.platform import COM_PORTS, PciInterrupt, PciRoot, Platform, Window, WindowKind
 
 _REVISION = 2
 _PIC_MODE = "PICM"
+_BRIDGE = "ISA"
 _CONFIG_PORTS = (0xCF8, 8)
 _ANY_FUNCTION = 0xFFFF
 _HPET_SIZE = 0x400
@@ -67,7 +68,7 @@ def _root(platform: Platform, root: PciRoot) -> bytes:
         ),
     ]
     if interrupts:
-        terms += _routing(interrupts)
+        terms += _routing(interrupts, linked=platform.lpc is not None)
     if root.bus == 0:
         terms.append(_isa(platform))
     return aml.device(name, *terms)
@@ -81,10 +82,13 @@ def _window(window: Window) -> bytes:
     return aml.qword_memory(window.first, window.last)
 
 
-def _routing(interrupts: Sequence[PciInterrupt]) -> list[bytes]:
-    """``_PRT``: the table for the mode that ``_PIC`` told. Level triggered, active low is what PCI means by default."""
-    gsis = aml.package(*(_route(interrupt, interrupt.gsi) for interrupt in interrupts))
-    irqs = aml.package(*(_route(interrupt, interrupt.irq) for interrupt in interrupts))
+def _routing(interrupts: Sequence[PciInterrupt], *, linked: bool) -> list[bytes]:
+    """``_PRT``: the table for the mode that ``_PIC`` told. Level triggered, active low is what PCI means by default.
+
+    In PIC mode the LPC bridge's links say which interrupt it is; without a bridge there is nothing to be changed.
+    """
+    gsis = aml.package(*(_route(interrupt, aml.integer(0), interrupt.gsi) for interrupt in interrupts))
+    irqs = aml.package(*(_pic_route(interrupt, linked) for interrupt in interrupts))
     return [
         aml.name("APRT", gsis),
         aml.name("PPRT", irqs),
@@ -97,9 +101,15 @@ def _routing(interrupts: Sequence[PciInterrupt]) -> list[bytes]:
     ]
 
 
-def _route(interrupt: PciInterrupt, number: int) -> bytes:
+def _pic_route(interrupt: PciInterrupt, linked: bool) -> bytes:
+    if linked:
+        return _route(interrupt, aml.path(rf"\_SB.PCI0.{_BRIDGE}.{links.link(interrupt.pirq)}"), 0)
+    return _route(interrupt, aml.integer(0), interrupt.irq)
+
+
+def _route(interrupt: PciInterrupt, source: bytes, index: int) -> bytes:
     where = interrupt.device << 16 | _ANY_FUNCTION
-    return aml.package(aml.integer(where), aml.integer(interrupt.pin - 1), aml.integer(0), aml.integer(number))
+    return aml.package(aml.integer(where), aml.integer(interrupt.pin - 1), source, aml.integer(index))
 
 
 def _isa(platform: Platform) -> bytes:
@@ -117,7 +127,7 @@ def _isa(platform: Platform) -> bytes:
     if platform.lpc is None:
         return b"".join(devices)
     slot, function = platform.lpc
-    return aml.device("ISA", aml.name("_ADR", aml.integer(slot << 16 | function)), *devices)
+    return aml.device(_BRIDGE, aml.name("_ADR", aml.integer(slot << 16 | function)), links.links(), *devices)
 
 
 def _hpet(platform: Platform) -> bytes:

@@ -3,7 +3,8 @@
 Document: ACPI specification 6.4, §5.2.12.
 
 Two overrides: the PIT's IRQ 0 arrives at input 2, because the PIC's output takes input 0; the SCI is level triggered
-and active high. Lines here are logical, active or not, so the I/O APIC ignores polarity; active high needs no care.
+and active low, like the PCI interrupts that it may share its line with. Lines here are logical, active or not, and the
+I/O APIC ignores polarity.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Inti(IntFlag):
     """MPS INTI flags (table 5.50): polarity and trigger mode."""
 
     ACTIVE_HIGH = 1
+    ACTIVE_LOW = 3
     EDGE = 1 << 2
     LEVEL = 3 << 2
 
@@ -46,7 +48,7 @@ def madt(platform: Platform) -> bytes:
     entries.append(_entry(_Entry.IOAPIC, "<BBII", platform.ioapic_id, 0, platform.ioapic_address, 0))
     entries.append(_entry(_Entry.INTERRUPT_OVERRIDE, "<BBIH", _ISA_BUS, PIT_IRQ, PIT_GSI, 0))
     sci = platform.sci_irq
-    entries.append(_entry(_Entry.INTERRUPT_OVERRIDE, "<BBIH", _ISA_BUS, sci, sci, Inti.ACTIVE_HIGH | Inti.LEVEL))
+    entries.append(_entry(_Entry.INTERRUPT_OVERRIDE, "<BBIH", _ISA_BUS, sci, sci, Inti.ACTIVE_LOW | Inti.LEVEL))
     entries.append(_entry(_Entry.LOCAL_APIC_NMI, "<BHB", ALL_PROCESSORS, Inti.ACTIVE_HIGH | Inti.EDGE, NMI_LINT))
     return table(b"APIC", _REVISION, struct.pack("<II", platform.lapic_address, _PCAT_COMPAT) + b"".join(entries))
 

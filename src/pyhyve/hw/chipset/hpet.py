@@ -75,6 +75,23 @@ _TIMER_WRITABLE = int(
     | TimerConfig.ROUTE
 )
 
+# The same as plain numbers: guests read the counter as their clock, and an operation of an IntFlag costs a microsecond.
+_CAPABILITIES, _CONFIG, _STATUS, _COUNTER, _TIMER, _TIMER_COMPARATOR = (
+    int(offset)
+    for offset in (
+        Offset.CAPABILITIES,
+        Offset.CONFIG,
+        Offset.STATUS,
+        Offset.COUNTER,
+        Offset.TIMER,
+        Offset.TIMER_COMPARATOR,
+    )
+)
+_TIMER_CONFIG = int(Offset.TIMER_CONFIG)
+_ENABLE, _LEGACY = int(Config.ENABLE), int(Config.LEGACY)
+_LEVEL, _TIMER_ENABLE, _PERIODIC = int(TimerConfig.LEVEL), int(TimerConfig.ENABLE), int(TimerConfig.PERIODIC)
+_SET_VALUE, _MODE_32, _ROUTE = int(TimerConfig.SET_VALUE), int(TimerConfig.MODE_32), int(TimerConfig.ROUTE)
+
 
 @dataclass(slots=True)
 class Comparator:
@@ -90,11 +107,11 @@ class Comparator:
     @property
     def mask(self) -> int:
         """Of as many bits as it compares."""
-        return 0xFFFFFFFF if self.config & TimerConfig.MODE_32 else _MASK64
+        return 0xFFFFFFFF if self.config & _MODE_32 else _MASK64
 
     @property
     def repeats(self) -> bool:
-        return bool(self.config & TimerConfig.PERIODIC and self.period)
+        return bool(self.config & _PERIODIC and self.period)
 
 
 _COMPARATOR_FIELDS = tuple(Comparator.__slots__)
@@ -128,13 +145,14 @@ class Hpet:
 
     def counter(self) -> int:
         """The main counter now."""
-        if self._config & Config.ENABLE:
+        if self._config & _ENABLE:
             return (self._loop.now_ns() // TICK_NS + self._offset) & _MASK64
         return self._offset
 
     def read(self, offset: int, size: int) -> int:
         """Read a register or a part of one."""
-        value = self._register(offset & ~7)
+        register = offset & ~7
+        value = self.counter() if register == _COUNTER else self._register(register)
         return value >> (8 * (offset & 7)) & ((1 << 8 * size) - 1)
 
     def write(self, offset: int, size: int, value: int) -> None:
@@ -142,52 +160,52 @@ class Hpet:
         register, shift = offset & ~7, 8 * (offset & 7)
         mask = (((1 << 8 * size) - 1) << shift) & _MASK64
         value = value << shift & mask
-        if register == Offset.STATUS:
+        if register == _STATUS:
             self._clear_status(value)
             return
         value |= self._register(register) & ~mask
-        if register == Offset.CONFIG:
+        if register == _CONFIG:
             self._set_config(value)
-        elif register == Offset.COUNTER:
-            if not self._config & Config.ENABLE:  # §2.3.7: only while halted
+        elif register == _COUNTER:
+            if not self._config & _ENABLE:  # §2.3.7: only while halted
                 self._offset = value
-        elif register >= Offset.TIMER:
-            index, part = divmod(register - Offset.TIMER, 0x20)
+        elif register >= _TIMER:
+            index, part = divmod(register - _TIMER, 0x20)
             if index < TIMERS:
-                if part == Offset.TIMER_CONFIG:
+                if part == _TIMER_CONFIG:
                     self._set_timer_config(index, value)
-                elif part == Offset.TIMER_COMPARATOR:
+                elif part == _TIMER_COMPARATOR:
                     self._set_comparator(index, value)
 
     def _register(self, register: int) -> int:
-        if register == Offset.COUNTER:
+        if register == _COUNTER:
             return self.counter()
-        if register == Offset.CAPABILITIES:
+        if register == _CAPABILITIES:
             return CAPABILITIES
-        if register == Offset.CONFIG:
+        if register == _CONFIG:
             return self._config
-        if register == Offset.STATUS:
+        if register == _STATUS:
             return self._status
-        if register >= Offset.TIMER:
-            index, part = divmod(register - Offset.TIMER, 0x20)
+        if register >= _TIMER:
+            index, part = divmod(register - _TIMER, 0x20)
             if index < TIMERS:
                 comparator = self._comparators[index]
-                if part == Offset.TIMER_CONFIG:
+                if part == _TIMER_CONFIG:
                     return comparator.config | _TIMER_CAPABILITIES
-                if part == Offset.TIMER_COMPARATOR:
+                if part == _TIMER_COMPARATOR:
                     self._catch_up(comparator)
                     return comparator.value & comparator.mask
         return 0
 
     def _set_config(self, value: int) -> None:
-        value &= Config.ENABLE | Config.LEGACY
+        value &= _ENABLE | _LEGACY
         changed = value ^ self._config
-        if changed & Config.ENABLE:
+        if changed & _ENABLE:
             counter, ticks = self.counter(), self._loop.now_ns() // TICK_NS
-            self._offset = (counter - ticks) & _MASK64 if value & Config.ENABLE else counter
+            self._offset = (counter - ticks) & _MASK64 if value & _ENABLE else counter
         self._config = value
-        if changed & Config.LEGACY and self._on_legacy is not None:
-            self._on_legacy(bool(value & Config.LEGACY))
+        if changed & _LEGACY and self._on_legacy is not None:
+            self._on_legacy(bool(value & _LEGACY))
         for index in range(TIMERS):
             self._connect(index)
             self._schedule(index)
@@ -196,7 +214,7 @@ class Hpet:
         comparator = self._comparators[index]
         self._catch_up(comparator)
         comparator.config = value & _TIMER_WRITABLE
-        if not comparator.config & TimerConfig.LEVEL:
+        if not comparator.config & _LEVEL:
             self._status &= ~(1 << index)
         self._connect(index)
         self._schedule(index)
@@ -206,13 +224,13 @@ class Hpet:
         comparator = self._comparators[index]
         value &= comparator.mask
         self._catch_up(comparator)
-        if not comparator.config & TimerConfig.PERIODIC:
+        if not comparator.config & _PERIODIC:
             comparator.value = value
             comparator.pending = True
         else:
-            if comparator.config & TimerConfig.SET_VALUE:
+            if comparator.config & _SET_VALUE:
                 comparator.value = value
-                comparator.config &= ~TimerConfig.SET_VALUE
+                comparator.config &= ~_SET_VALUE
             comparator.period = value
             comparator.pending = True
         self._schedule(index)
@@ -224,15 +242,15 @@ class Hpet:
                 output.line.lower()
 
     def _gsi(self, index: int) -> int | None:
-        if self._config & Config.LEGACY and index < len(LEGACY_GSIS):
+        if self._config & _LEGACY and index < len(LEGACY_GSIS):
             return LEGACY_GSIS[index]
-        gsi = (self._comparators[index].config & TimerConfig.ROUTE) >> 9
+        gsi = (self._comparators[index].config & _ROUTE) >> 9
         return gsi if ROUTES >> gsi & 1 else None
 
     def _connect(self, index: int) -> None:
         """Hold the line that the configuration names, at the level that the status says."""
         output, comparator = self._outputs[index], self._comparators[index]
-        gsi = self._gsi(index) if comparator.config & TimerConfig.ENABLE else None
+        gsi = self._gsi(index) if comparator.config & _TIMER_ENABLE else None
         if output.line is not None and output.line.gsi != gsi:
             self._router.release(output.line)
             output.line = None
@@ -243,7 +261,7 @@ class Hpet:
 
     def _catch_up(self, comparator: Comparator) -> None:
         """Move a periodic comparator past the counter, for the periods nobody was woken for."""
-        if not (comparator.repeats and comparator.pending and self._config & Config.ENABLE):
+        if not (comparator.repeats and comparator.pending and self._config & _ENABLE):
             return
         mask = comparator.mask
         behind = (self.counter() - comparator.value) & mask
@@ -252,7 +270,7 @@ class Hpet:
 
     def _schedule(self, index: int) -> None:
         comparator, timer = self._comparators[index], self._outputs[index].timer
-        if not (self._config & Config.ENABLE and comparator.config & TimerConfig.ENABLE and comparator.pending):
+        if not (self._config & _ENABLE and comparator.config & _TIMER_ENABLE and comparator.pending):
             timer.cancel()
             return
         now = self._loop.now_ns()
@@ -268,12 +286,12 @@ class Hpet:
 
     def _expire(self, index: int) -> None:
         comparator, output = self._comparators[index], self._outputs[index]
-        if not (self._config & Config.ENABLE and comparator.config & TimerConfig.ENABLE and comparator.pending):
+        if not (self._config & _ENABLE and comparator.config & _TIMER_ENABLE and comparator.pending):
             return
         if (self.counter() - comparator.value) & comparator.mask > comparator.mask >> 1:
             self._schedule(index)  # set again while the timer fired
             return
-        if comparator.config & TimerConfig.LEVEL:
+        if comparator.config & _LEVEL:
             self._status |= 1 << index
             if output.line is not None:
                 output.line.raise_()
@@ -290,7 +308,7 @@ class Hpet:
     def reset(self) -> None:
         """Halted at zero."""
         with self.lock:
-            if self._config & Config.LEGACY and self._on_legacy is not None:
+            if self._config & _LEGACY and self._on_legacy is not None:
                 self._on_legacy(False)
             self._config = self._status = self._offset = 0
             self._comparators = [Comparator() for _ in range(TIMERS)]

@@ -45,6 +45,11 @@ class Ocw3(IntFlag):
     ESMM = 0x40
 
 
+# The same as plain numbers, for what every interrupt passes: an operation of an IntFlag costs a microsecond.
+_LTIM, _INIT, _AEOI, _SFNM = int(Icw1.LTIM), int(Icw1.INIT), int(Icw4.AEOI), int(Icw4.SFNM)
+_SELECT = int(Ocw3.SELECT)
+
+
 @dataclass(slots=True)
 class Chip8259:
     """One 8259A. All masks have a bit for each input."""
@@ -88,7 +93,7 @@ class Chip8259:
         in_service = self.isr
         if self.special_mask:
             in_service &= ~self.imr
-        if self.is_master and self.icw4 & Icw4.SFNM:
+        if self.is_master and self.icw4 & _SFNM:
             in_service &= ~(1 << CASCADE)  # the slave may interrupt itself
         for step in range(1, 9):
             irq = (self.lowest + step) & 7
@@ -102,7 +107,7 @@ class Chip8259:
     def acknowledge(self, irq: int) -> None:
         """INTA for ``irq``: in service from now on (unless the EOI is automatic), the edge is used up."""
         bit = 1 << irq
-        if self.icw4 & Icw4.AEOI:
+        if self.icw4 & _AEOI:
             if self.rotate_on_aeoi:
                 self.lowest = irq
         else:
@@ -127,9 +132,9 @@ class Chip8259:
         """Write a command word."""
         if offset:
             self._write_odd(value)
-        elif value & Icw1.INIT:
+        elif value & _INIT:
             self._initialize(value)
-        elif value & Ocw3.SELECT:
+        elif value & _SELECT:
             self._write_ocw3(value)
         else:
             self._write_ocw2(value)
@@ -137,11 +142,11 @@ class Chip8259:
     def set_level(self, mask: int) -> None:
         """Set which inputs are level triggered."""
         self.level = mask
-        levels = 0xFF if self.icw1 & Icw1.LTIM else mask
+        levels = 0xFF if self.icw1 & _LTIM else mask
         self.irr = self.irr & ~levels | self.inputs & levels
 
     def _is_level(self, bit: int) -> bool:
-        return bool((self.level & bit) or (self.icw1 & Icw1.LTIM))
+        return bool((self.level & bit) or (self.icw1 & _LTIM))
 
     def _initialize(self, value: int) -> None:
         self.icw1 = value
@@ -270,8 +275,9 @@ class Pic:
         return Callbacks(read, write)
 
     def _update(self) -> None:
-        self._master.set_input(CASCADE, self._slave.pending() is not None)
-        if self._slave.pending() is None:
+        cascaded = self._slave.pending() is not None
+        self._master.set_input(CASCADE, cascaded)
+        if not cascaded:
             self._master.irr &= ~(1 << CASCADE)
         intr = self._master.pending() is not None
         if intr != self._intr:

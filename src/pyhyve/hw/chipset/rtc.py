@@ -81,6 +81,13 @@ class C(IntFlag):
     IRQF = 0x80
 
 
+# The same as plain numbers, for what every access passes: an operation of an IntFlag costs a microsecond.
+_A_RATE, _A_DIVIDER, _A_UIP = int(A.RATE), int(A.DIVIDER), int(A.UIP)
+_B_HOURS_24, _B_BINARY, _B_SQUARE_WAVE, _B_UIE = int(B.HOURS_24), int(B.BINARY), int(B.SQUARE_WAVE), int(B.UIE)
+_B_AIE, _B_PIE, _B_SET = int(B.AIE), int(B.PIE), int(B.SET)
+_C_UF, _C_AF, _C_PF, _C_IRQF = int(C.UF), int(C.AF), int(C.PF), int(C.IRQF)
+_REGISTER_A, _REGISTER_B, _REGISTER_C, _REGISTER_D = int(Cell.A), int(Cell.B), int(Cell.C), int(Cell.D)
+
 _VALID = 0x80  # register D: the battery is good
 _DIVIDER_32K = 0x20
 _PM = 0x80
@@ -113,8 +120,8 @@ class Rtc:
         self._nmi_masked = False
         self._disconnected = False
         self._offset = _local_offset(wall()) * _SECOND if use_localtime else 0
-        self._memory[Cell.A] = _DIVIDER_32K | 0x06
-        self._memory[Cell.B] = B.HOURS_24
+        self._memory[_REGISTER_A] = _DIVIDER_32K | 0x06
+        self._memory[_REGISTER_B] = _B_HOURS_24
         self._store_memory_sizes(low_memory, high_memory)
         self._seen_second = self._now() // _SECOND
         self._periodic_start = loop.now_ns()
@@ -149,52 +156,52 @@ class Rtc:
 
     def cell(self, index: int) -> int:
         """What a guest reads at ``index`` (0-127). Reading register C acknowledges the interrupt."""
-        if index in _CLOCK_CELLS and not self._memory[Cell.B] & B.SET:
+        if index in _CLOCK_CELLS and not self._memory[_REGISTER_B] & _B_SET:
             self._store_time()
-        elif index == Cell.A:
-            return self._memory[Cell.A] | (int(A.UIP) if self._updating() else 0)
-        elif index == Cell.C:
+        elif index == _REGISTER_A:
+            return self._memory[_REGISTER_A] | (_A_UIP if self._updating() else 0)
+        elif index == _REGISTER_C:
             self._collect()
-            flags = self._memory[Cell.C]
-            self._memory[Cell.C] = 0
+            flags = self._memory[_REGISTER_C]
+            self._memory[_REGISTER_C] = 0
             self._update()
             self._schedule()
             return flags | self._irqf(flags)
-        elif index == Cell.D:
+        elif index == _REGISTER_D:
             return _VALID
         return self._memory[index]
 
     def set_cell(self, index: int, value: int) -> None:
         """A guest's write."""
         if index in _CLOCK_CELLS:
-            if not self._memory[Cell.B] & B.SET:
+            if not self._memory[_REGISTER_B] & _B_SET:
                 self._store_time()
             self._memory[index] = value
-            if not self._memory[Cell.B] & B.SET:
+            if not self._memory[_REGISTER_B] & _B_SET:
                 self._load_time()
         elif index in _ALARM_CELLS:
             self._collect()
             self._memory[index] = value
-        elif index == Cell.A:
+        elif index == _REGISTER_A:
             self._collect()
-            self._memory[index] = value & ~A.UIP
+            self._memory[index] = value & ~_A_UIP
             self._periodic_start = self._loop.now_ns()
             self._periods_seen = 0
-        elif index == Cell.B:
+        elif index == _REGISTER_B:
             self._write_b(value)
-        elif index not in (Cell.C, Cell.D):
+        elif index not in (_REGISTER_C, _REGISTER_D):
             self._memory[index] = value
         self._schedule()
 
     def _write_b(self, value: int) -> None:
         self._collect()
-        before = self._memory[Cell.B]
-        if value & B.SET:
-            if not before & B.SET:
+        before = self._memory[_REGISTER_B]
+        if value & _B_SET:
+            if not before & _B_SET:
                 self._store_time()
-            value &= ~B.UIE
-        self._memory[Cell.B] = value
-        if before & B.SET and not value & B.SET:
+            value &= ~_B_UIE
+        self._memory[_REGISTER_B] = value
+        if before & _B_SET and not value & _B_SET:
             self._load_time()
         self._update()
 
@@ -205,7 +212,7 @@ class Rtc:
         return int(self._wall() * 1e9) + self._offset
 
     def _updating(self) -> bool:
-        running = not self._memory[Cell.B] & B.SET and self._memory[Cell.A] & A.DIVIDER == _DIVIDER_32K
+        running = not self._memory[_REGISTER_B] & _B_SET and self._memory[_REGISTER_A] & _A_DIVIDER == _DIVIDER_32K
         return running and self._now() % _SECOND >= _SECOND - _UPDATE_NS
 
     def _store_time(self) -> None:
@@ -237,18 +244,18 @@ class Rtc:
         self._seen_second = self._now() // _SECOND
 
     def _encode(self, value: int) -> int:
-        return value if self._memory[Cell.B] & B.BINARY else _to_bcd(value)
+        return value if self._memory[_REGISTER_B] & _B_BINARY else _to_bcd(value)
 
     def _decode(self, value: int) -> int:
-        return value if self._memory[Cell.B] & B.BINARY else _from_bcd(value)
+        return value if self._memory[_REGISTER_B] & _B_BINARY else _from_bcd(value)
 
     def _encode_hour(self, hour: int) -> int:
-        if self._memory[Cell.B] & B.HOURS_24:
+        if self._memory[_REGISTER_B] & _B_HOURS_24:
             return self._encode(hour)
         return self._encode((hour + 11) % 12 + 1) | (_PM if hour >= 12 else 0)
 
     def _decode_hour(self, value: int) -> int:
-        if self._memory[Cell.B] & B.HOURS_24:
+        if self._memory[_REGISTER_B] & _B_HOURS_24:
             return self._decode(value)
         return self._decode(value & ~_PM) % 12 + (12 if value & _PM else 0)
 
@@ -258,21 +265,21 @@ class Rtc:
         """Set the flags of everything that happened since the last look."""
         periods = self._periods(self._loop.now_ns())
         if periods > self._periods_seen:
-            self._memory[Cell.C] |= C.PF
+            self._memory[_REGISTER_C] |= _C_PF
         self._periods_seen = periods
-        if self._memory[Cell.B] & B.SET:
+        if self._memory[_REGISTER_B] & _B_SET:
             return
         second, seen = self._now() // _SECOND, self._seen_second
         if second > seen:
-            self._memory[Cell.C] |= C.UF
+            self._memory[_REGISTER_C] |= _C_UF
             if self._next_alarm(seen) <= second:
-                self._memory[Cell.C] |= C.AF
+                self._memory[_REGISTER_C] |= _C_AF
         self._seen_second = second
 
     def _period_ns(self) -> int:
         """The period of the periodic interrupt; 0 for none."""
-        rate = self._memory[Cell.A] & A.RATE
-        if not rate or self._memory[Cell.A] & A.DIVIDER != _DIVIDER_32K:
+        rate = self._memory[_REGISTER_A] & _A_RATE
+        if not rate or self._memory[_REGISTER_A] & _A_DIVIDER != _DIVIDER_32K:
             return 0
         return _SECOND * (1 << (rate + 6 if rate <= 2 else rate - 1)) // 32_768
 
@@ -305,24 +312,24 @@ class Rtc:
         return after + _DAY
 
     def _irqf(self, flags: int) -> int:
-        return int(C.IRQF) if flags & self._memory[Cell.B] & (B.UIE | B.AIE | B.PIE) else 0
+        return _C_IRQF if flags & self._memory[_REGISTER_B] & (_B_UIE | _B_AIE | _B_PIE) else 0
 
     def _update(self) -> None:
-        self._irq.set(not self._disconnected and bool(self._irqf(self._memory[Cell.C])))
+        self._irq.set(not self._disconnected and bool(self._irqf(self._memory[_REGISTER_C])))
 
     def _schedule(self) -> None:
         """Arm the timer for the next interrupt that is enabled and not yet flagged."""
-        wanted = self._memory[Cell.B] & (B.UIE | B.AIE | B.PIE) & ~self._memory[Cell.C]
+        wanted = self._memory[_REGISTER_B] & (_B_UIE | _B_AIE | _B_PIE) & ~self._memory[_REGISTER_C]
         now = self._loop.now_ns()
         waits: list[int] = []
         period = self._period_ns()
-        if wanted & B.PIE and period:
+        if wanted & _B_PIE and period:
             at = self._periodic_start + (self._periods_seen + 1) * period
             waits.append(max(at - now, MIN_PERIOD_NS))
-        if not self._memory[Cell.B] & B.SET:
-            if wanted & B.UIE:
+        if not self._memory[_REGISTER_B] & _B_SET:
+            if wanted & _B_UIE:
                 waits.append((self._seen_second + 1) * _SECOND - self._now())
-            if wanted & B.AIE:
+            if wanted & _B_AIE:
                 waits.append(self._next_alarm(self._seen_second) * _SECOND - self._now())
         if waits:
             self._timer.arm_in(max(min(waits), 0))
@@ -353,8 +360,8 @@ class Rtc:
     def reset(self) -> None:
         """The RESET pin: interrupts off; the battery keeps time and memory."""
         with self.lock:
-            self._memory[Cell.B] &= ~(B.UIE | B.AIE | B.PIE | B.SQUARE_WAVE) & 0xFF
-            self._memory[Cell.C] = 0
+            self._memory[_REGISTER_B] &= ~(_B_UIE | _B_AIE | _B_PIE | _B_SQUARE_WAVE) & 0xFF
+            self._memory[_REGISTER_C] = 0
             self._index = 0
             self._nmi_masked = False
             self._disconnected = False

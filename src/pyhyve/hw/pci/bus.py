@@ -35,7 +35,22 @@ WINDOWS: dict[BarKind, tuple[int, int]] = {
     BarKind.MEMORY_32: (0xC0000000, 0xE0000000),
     BarKind.MEMORY_64: (0xD000000000, 0xF000000000),
 }
-"""First address, and the one after the last, for each kind of BAR."""
+"""First address, and the one after the last, for each kind of BAR; the last one where bhyve has it."""
+
+
+def memory_64_window(memory_end: int, physical_bits: int) -> tuple[int, int]:
+    """Where 64-bit BARs go on a CPU of so many address bits, above memory.
+
+    That is bhyve's place, or the last quarter of the addresses where that place is out of reach or taken by memory.
+    Raises ``DeviceError`` where memory leaves no room.
+    """
+    first, end = WINDOWS[BarKind.MEMORY_64]
+    if end <= 1 << physical_bits and memory_end <= first:
+        return first, end
+    first, end = 3 << physical_bits - 2, 1 << physical_bits
+    if memory_end > first:
+        raise DeviceError(f"guest memory up to {memory_end:#x} leaves no room for PCI below {end:#x}")
+    return first, end
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,19 +73,24 @@ class InterruptRoute:
     pin: int
     pirq: int
     gsi: int
+    irq: int
+    """The ISA interrupt, for a guest that uses the PIC."""
 
 
 class PciBus:
     """All buses of the machine."""
 
-    def __init__(self, environment: Environment, intx: IntxRouting) -> None:
+    def __init__(
+        self, environment: Environment, intx: IntxRouting, memory_64: tuple[int, int] = WINDOWS[BarKind.MEMORY_64]
+    ) -> None:
         self.lock = threading.RLock()
         self.environment = environment
         self.intx = intx
+        self.windows = {**WINDOWS, BarKind.MEMORY_64: memory_64}
         self.functions: dict[PciAddress, PciFunction] = {}
         self._routes: list[InterruptRoute] = []
         self._by_number: dict[int, PciFunction] = {}  # bus << 8 | device << 3 | function
-        self._next = {kind: start for kind, (start, _) in WINDOWS.items()}
+        self._next = {kind: start for kind, (start, _) in self.windows.items()}
         self._selected = 0
 
     def attach(self) -> None:
@@ -106,10 +126,14 @@ class PciBus:
         pin = None
         if function.wants_intx:
             number = address.function % 4 + 1
-            pin = self.intx.pin(address.device, number)
+            try:
+                pin = self.intx.pin(address.device, number)
+            except ValueError as error:
+                raise DeviceError(f"pci slot {address}: {error}") from None
+            irq = self.intx.register(pin.pirq)
             config.set(Offset.INTERRUPT_PIN, 1, number)
-            config.set(Offset.INTERRUPT_LINE, 1, self.intx.isa_irq(pin.pirq) or 0xFF)
-            self._routes.append(InterruptRoute(address, number, pin.pirq, FIRST_GSI + pin.pirq))
+            config.set(Offset.INTERRUPT_LINE, 1, irq)
+            self._routes.append(InterruptRoute(address, number, pin.pirq, FIRST_GSI + pin.pirq, irq))
         self.functions[address] = function
         self._by_number[address.bus << 8 | address.device << 3 | address.function] = function
         function.connect(self, address, pin)
@@ -122,6 +146,7 @@ class PciBus:
                 raise DeviceError(f"pci slot {address.bus}:{address.device} has no function 0")
             if len(siblings) > 1:
                 function.set_multi_function()
+            function.routed()
 
     def routes(self) -> list[InterruptRoute]:
         """The interrupt pins in use, by address."""
@@ -134,7 +159,7 @@ class PciBus:
     def _allocate(self, kind: BarKind, size: int) -> int:
         size = max(size, 4096) if kind is not BarKind.IO else size  # devices do not share a page
         address = (self._next[kind] + size - 1) & ~(size - 1)
-        if address + size > WINDOWS[kind][1]:
+        if address + size > self.windows[kind][1]:
             raise DeviceError(f"no room for a BAR of {size:#x} bytes in {kind.value}")
         self._next[kind] = address + size
         return address

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pyhyve.bus.handler import Handler
+from pyhyve.config import TRUE
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BARS, Bar, BarKind
 from pyhyve.hw.pci.config_space import MULTI_FUNCTION, SIZE, Command, ConfigSpace, Identity, Offset, Status
@@ -35,7 +36,9 @@ class PciFunction:
         self.options = options
         self.config = ConfigSpace(self.identity)
         self.bars: list[Bar] = []
-        self.wants_intx = False
+        self.legacy = options.get("legacy", "").lower() in TRUE
+        """``-S``: it signals with its INTx line only, and offers no MSI."""
+        self.wants_intx = self.legacy
         self.address: PciAddress | None = None
         self._pin: IntxPin | None = None
         self._intx = False
@@ -93,6 +96,13 @@ class PciFunction:
     def set_multi_function(self) -> None:
         """Say in the header that the slot has more functions."""
         self.config.set(Offset.HEADER_TYPE, 1, self.config.get(Offset.HEADER_TYPE, 1) | MULTI_FUNCTION)
+        self.keep_as_initial()
+
+    def routed(self) -> None:
+        """Every function is placed and its interrupt routed. For the bridge that shows the routing."""
+
+    def keep_as_initial(self) -> None:
+        """The configuration as it is now is what ``reset`` goes back to."""
         self._initial = self.config.save()
 
     def read_config(self, offset: int, size: int) -> int:

@@ -2,8 +2,10 @@
 
 Documents: PCI Local Bus Specification 3.0, §2.2.6; PIRQ routing registers: Intel 82371SB data sheet §2.2.6.
 
-Pin *p* (1 is INTA) of device *d* is wired to PIRQ (*d* + *p* - 1) mod 8. Each PIRQ is one I/O APIC input, 16 to 23, and
-for a guest that uses the PIC also the ISA interrupt in its routing register, which the LPC bridge shows.
+Pin *p* (1 is INTA) of device *d* is wired to PIRQ (4 + *d* + *p*) mod 8, as bhyve's boot ROM expects it. Each PIRQ is
+one I/O APIC input, 16 to 23, and for a guest that uses the PIC also the ISA interrupt in its routing register, which
+the LPC bridge shows. A PIRQ that no function uses is not routed; the others get an interrupt when their first function
+is placed, from ``LegacyIrqs``, as firmware would give it.
 """
 
 from __future__ import annotations
@@ -12,19 +14,17 @@ import threading
 from collections.abc import Callable, Mapping
 
 from pyhyve.bus.irq import IrqLine, IrqRouter
+from pyhyve.hw.chipset.legacy_irq import ROUTABLE, LegacyIrqs
 from pyhyve.lifecycle import State, check_version, saved_list
 
 PIRQS = 8
 FIRST_GSI = 16
 DISABLED = 0x80
-ALLOWED_IRQS = frozenset({3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15})
-DEFAULT_IRQS = (10, 11, 5, 10, 11, 5, 10, 11)
-"""The ISA interrupt of each PIRQ as firmware would leave it."""
 
 
 def pirq_of(device: int, pin: int) -> int:
     """The PIRQ (0-7) of pin 1-4 of a device."""
-    return (device + pin - 1) % PIRQS
+    return (4 + device + pin) % PIRQS
 
 
 def gsi_of(device: int, pin: int) -> int:
@@ -50,21 +50,36 @@ class IntxPin:
 
 
 class IntxRouting:
-    """All eight PIRQs. ``make_level(irq)`` sets an ISA interrupt level triggered in the ELCR."""
+    """All eight PIRQs. ``make_level(irq)`` sets an ISA interrupt level triggered in the ELCR, as firmware does.
 
-    def __init__(self, router: IrqRouter, make_level: Callable[[int], None] | None = None) -> None:
+    A guest that routes a PIRQ elsewhere sets the ELCR itself.
+    """
+
+    def __init__(
+        self,
+        router: IrqRouter,
+        make_level: Callable[[int], None] | None = None,
+        irqs: LegacyIrqs | None = None,
+    ) -> None:
         self._router = router
         self._make_level = make_level
+        self._irqs = irqs or LegacyIrqs()
         self._lock = threading.RLock()
         self._holders = [0] * PIRQS
         self._gsi_lines = [router.line(FIRST_GSI + n, f"pirq {chr(65 + n)}") for n in range(PIRQS)]
         self._isa_lines: list[IrqLine | None] = [None] * PIRQS
         self._registers = [DISABLED] * PIRQS
-        self.reset()
+        self._firmware = [DISABLED] * PIRQS  # what ``reset`` goes back to
 
     def pin(self, device: int, pin: int) -> IntxPin:
-        """A function's pin (1-4)."""
-        return IntxPin(self, pirq_of(device, pin))
+        """A function's pin (1-4). The first one of a PIRQ gets an ISA interrupt for it."""
+        pirq = pirq_of(device, pin)
+        if self._firmware[pirq] == DISABLED:
+            irq = self._firmware[pirq] = self._irqs.allocate()
+            if self._make_level is not None:
+                self._make_level(irq)
+            self.set_register(pirq, irq)
+        return IntxPin(self, pirq)
 
     def register(self, pirq: int) -> int:
         """The routing register of a PIRQ."""
@@ -73,7 +88,7 @@ class IntxRouting:
     def set_register(self, pirq: int, value: int) -> None:
         """A guest's write: bit 7 disconnects, the low bits are the ISA interrupt. A reserved one disconnects too."""
         value &= DISABLED | 0x0F
-        irq = None if value & DISABLED or value not in ALLOWED_IRQS else value
+        irq = None if value & DISABLED or value not in ROUTABLE else value
         with self._lock:
             self._registers[pirq] = value
             line = self._isa_lines[pirq]
@@ -81,8 +96,6 @@ class IntxRouting:
                 self._router.release(line)
                 line = self._isa_lines[pirq] = None
             if irq is not None and line is None:
-                if self._make_level is not None:
-                    self._make_level(irq)
                 line = self._isa_lines[pirq] = self._router.line(irq, f"pirq {chr(65 + pirq)}")
                 line.set(self._holders[pirq] > 0)
 
@@ -103,8 +116,8 @@ class IntxRouting:
 
     def reset(self) -> None:
         """The routing that firmware sets up."""
-        for pirq, irq in enumerate(DEFAULT_IRQS):
-            self.set_register(pirq, irq)
+        for pirq, register in enumerate(self._firmware):
+            self.set_register(pirq, register)
 
     def save(self) -> State:
         """The routing registers; the pins' levels are their functions'."""

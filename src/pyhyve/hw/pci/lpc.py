@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pyhyve.errors import DeviceError
 from pyhyve.hw.pci.bus import PciAddress, PciBus
 from pyhyve.hw.pci.config_space import Identity
 from pyhyve.hw.pci.function import PciFunction
@@ -26,12 +27,23 @@ class Lpc(PciFunction):
     _routing: IntxRouting | None = None
 
     def connect(self, bus: PciBus, address: PciAddress, pin: IntxPin | None) -> None:
-        """Show the interrupt routing."""
+        """Show the interrupt routing. Raises ``DeviceError`` for a second bridge, or one that is not on bus 0."""
+        if address.bus:
+            raise DeviceError(f"pci slot {address}: an LPC bridge can be on bus 0 only")
+        if any(isinstance(other, Lpc) and other is not self for other in bus.functions.values()):
+            raise DeviceError(f"pci slot {address}: only one LPC bridge is allowed")
         self._routing = bus.intx
-        for pirq in range(PIRQS):
-            self.config.set(PIRQ_OFFSETS[pirq], 1, bus.intx.register(pirq))
-            self.config.allow(PIRQ_OFFSETS[pirq], 1, 0x8F)
+        for offset in PIRQ_OFFSETS:
+            self.config.allow(offset, 1, 0x8F)
         super().connect(bus, address, pin)
+        self.routed()
+
+    def routed(self) -> None:
+        """Show the routing registers; a function placed after the bridge may have given one its interrupt."""
+        if self._routing is not None:
+            for pirq in range(PIRQS):
+                self.config.set(PIRQ_OFFSETS[pirq], 1, self._routing.register(pirq))
+            self.keep_as_initial()
 
     def config_written(self, offset: int, size: int) -> None:
         """Route again what the guest routed."""

@@ -12,7 +12,18 @@ import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyhyve.vmm.exits import Bogus, EntryFailed, Exit, Hlt, InOut, InstEmul, RdMsr, Suspended, WrMsr
+from pyhyve.vmm.exits import (
+    Bogus,
+    EntryFailed,
+    Exit,
+    Hlt,
+    InOut,
+    InstEmul,
+    InstEmulFailed,
+    RdMsr,
+    Suspended,
+    WrMsr,
+)
 from pyhyve.vmm.exits import SuspendReason as Why
 from pyhyve.vmm.kvm import structs
 from pyhyve.vmm.kvm.ioctls import ExitReason, InternalError, SystemEvent
@@ -23,7 +34,6 @@ _SYSTEM_EVENTS = {
     SystemEvent.CRASH: Why.HALT,
 }
 _INTERNAL_ERRORS = {
-    InternalError.EMULATION: "KVM could not emulate an instruction",
     InternalError.SIMULTANEOUS_EXCEPTIONS: "exceptions that cannot happen together",
     InternalError.EVENT_DELIVERY: "an exit while an event was being delivered",
     InternalError.UNEXPECTED_EXIT: "an exit that KVM did not expect",
@@ -166,16 +176,12 @@ class RunPage:
     def _internal_error(self) -> Exit:
         suberror, count, *data = structs.RUN_INTERNAL.unpack_from(self._page, structs.RUN_UNION)
         words = data[: min(count, len(data))]
+        if suberror == InternalError.EMULATION:
+            return InstEmulFailed(self._rip(), _instruction_bytes(words))
         detail = _INTERNAL_ERRORS.get(suberror, f"KVM internal error {suberror}")
-        length = 0
-        # KVM_INTERNAL_ERROR_EMULATION: flags, then the instruction's length and bytes if flag 0 says so.
-        if suberror == InternalError.EMULATION and len(words) >= 3 and words[0] & 1:
-            raw = b"".join(word.to_bytes(8, "little") for word in words[1:3])
-            length = min(raw[0], 15)
-            detail += f": bytes {raw[1 : 1 + length].hex(' ')}"
-        elif words:
+        if words:
             detail += ": data " + " ".join(f"{word:#x}" for word in words)
-        return self._failure(ExitReason.INTERNAL_ERROR, suberror, detail, length, words[0] if words else 0)
+        return self._failure(ExitReason.INTERNAL_ERROR, suberror, detail, words[0] if words else 0)
 
     def _unknown(self) -> Exit:
         (reason,) = structs.RUN_HARDWARE.unpack_from(self._page, structs.RUN_UNION)
@@ -184,10 +190,10 @@ class RunPage:
     def _unexpected(self, reason: int) -> Exit:
         return self._failure(reason, reason, f"KVM exit {reason} was not asked for")
 
-    def _failure(self, status: int, reason: int, detail: str, length: int = 0, qualification: int = 0) -> EntryFailed:
+    def _failure(self, status: int, reason: int, detail: str, qualification: int = 0) -> EntryFailed:
         return EntryFailed(
             rip=self._rip(),
-            inst_length=length,
+            inst_length=0,
             status=int(status),
             exit_reason=reason,
             qualification=qualification,
@@ -195,3 +201,11 @@ class RunPage:
             inst_error=0,
             detail=detail,
         )
+
+
+def _instruction_bytes(words: list[int]) -> str:
+    """KVM_INTERNAL_ERROR_EMULATION: flags, then the instruction's length and bytes if flag 0 says so."""
+    if len(words) < 3 or not words[0] & 1:
+        return ""
+    raw = b"".join(word.to_bytes(8, "little") for word in words[1:3])
+    return f"bytes {raw[1 : 1 + min(raw[0], 15)].hex(' ')}"

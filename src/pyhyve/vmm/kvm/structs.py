@@ -81,6 +81,12 @@ class IrqRoutingEntry(ctypes.Structure):
     )
 
 
+IRQCHIP_SIZE = 520
+"""4.26 KVM_GET_IRQCHIP: the chip's number, padding, and 512 bytes of its state."""
+IRQCHIP_PIC_ELCR = 8 + 14
+"""Offset of the ELCR byte of a PIC, the fifteenth of ``kvm_pic_state``."""
+
+
 class IrqRouting(ctypes.Structure):
     """4.52 KVM_SET_GSI_ROUTING: the header; the entries follow it."""
 

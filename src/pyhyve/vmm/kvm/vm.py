@@ -198,6 +198,14 @@ class KvmMachine(VirtualMachine):
             raise BackendError(f"no interrupt line {gsi}")
         ioctls.call(self.fd, ioctls.IRQ_LINE, structs.IrqLevel(irq=gsi, level=level), doing=f"drive line {gsi}")
 
+    def make_level(self, irq: int) -> None:
+        chip = IrqChip.PIC_SLAVE if irq & 8 else IrqChip.PIC_MASTER
+        state = bytearray(structs.IRQCHIP_SIZE)
+        state[0] = chip
+        ioctls.call(self.fd, ioctls.GET_IRQCHIP, state, doing="read its PIC")
+        state[structs.IRQCHIP_PIC_ELCR] |= 1 << (irq & 7)
+        ioctls.call(self.fd, ioctls.SET_IRQCHIP, state, doing=f"make interrupt {irq} level triggered")
+
     def set_extint(self, level: bool) -> None:
         raise BackendError("KVM brings its own PIC: nothing else can drive LINT0")
 
