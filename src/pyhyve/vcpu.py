@@ -519,9 +519,7 @@ class VcpuSet:
         for entry in self._active.values():
             if not entry.parked:
                 entry.vcpu.cpu.kick()
-        self._changed.wait_for(
-            lambda: self._result is not None or all(entry.parked for entry in self._active.values())
-        )
+        self._changed.wait_for(lambda: self._result is not None or all(entry.parked for entry in self._active.values()))
 
     def _let_go(self) -> None:
         self._set_attention()

@@ -55,9 +55,7 @@ def port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_gdb_debugs_a_kernel_that_boots(
-    symbols: Path, port: int, backend: str, image: GuestImage, cpus: int
-) -> None:
+def test_gdb_debugs_a_kernel_that_boots(symbols: Path, port: int, backend: str, image: GuestImage, cpus: int) -> None:
     with Debugger(symbols) as gdb:
         gdb.send(f"target remote 127.0.0.1:{port}")  # it tries again until somebody listens
         spawned = Guest(bhyve(backend, image, "-G", f"w127.0.0.1:{port}", cpus=cpus), at_prompt=False)
@@ -82,7 +80,7 @@ def test_gdb_debugs_a_kernel_that_boots(
             gdb(f"break __x64_sys_newuname thread {cpus}")
             gdb.send("continue")
             gdb.expect("Continuing")
-            name = f"echo \"<$(taskset -c {cpus - 1} uname -s)>\"\n"
+            name = f'echo "<$(taskset -c {cpus - 1} uname -s)>"\n'
             guest.send(name)
             assert "__x64_sys_newuname ()" in gdb.wait()
             assert f"* {cpus} " in gdb("info threads")

@@ -388,5 +388,3 @@ def _number(text: bytes) -> int:
 
 def _from_hex(text: bytes) -> bytes:
     return bytes.fromhex(text.decode("ascii"))
-
-
