@@ -380,14 +380,16 @@ def test_a_step_of_one_while_the_other_runs(two):
 def test_a_hit_of_another_vcpu_is_reported_next(two):
     with attach(two) as gdb:
         gdb("qSupported:swbreak+")
-        for thread in (1, 2):
-            gdb(f"Hg{thread}")
-            gdb(f"P{RIP:x}=0010000000000000")
         gdb(f"Z0,{STORE:x},1")
-        stops = [gdb("vCont;c") for _ in range(6)]
-        threads = [re.match(r"T05thread:(\d);swbreak", stop)[1] for stop in stops]
-        assert threads.count("1") == threads.count("2") == 3
-        assert {rip_of(stop) for stop in stops} == {STORE}
+        for cpu in two.cpus:  # both are about to hit it
+            cpu.registers[Reg.RIP] = STORE
+            cpu._over = False
+        first = gdb("vCont;c")
+        thread = re.match(r"T05thread:(\d);swbreak", first)[1]
+        other = {"1": "2", "2": "1"}[thread]
+        second = gdb(f"vCont;c:{other}")
+        assert second.startswith(f"T05thread:{other};swbreak")
+        assert rip_of(first) == rip_of(second) == STORE
 
 
 def test_a_hit_whose_breakpoint_is_gone_is_not_reported(two):
