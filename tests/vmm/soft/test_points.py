@@ -632,7 +632,9 @@ def test_points_are_one_vcpus_and_take_effect_while_another_runs_the_code(boot: 
         cpus=2,
     )
     second = guest.vm.create_vcpu(1)
-    assert isinstance(guest.next(), SpinupAp)
+    found = guest.next()
+    assert isinstance(found, SpinupAp)
+    second.start(found.vector)
     state = (Reg.CR0, Reg.CR3, Reg.CR4, Reg.EFER, Reg.RFLAGS)
     second.set_registers({**guest.vcpu.get_registers(state), Reg.RIP: CODE + 0x80})
     for name in SegmentName:

@@ -480,12 +480,9 @@ def settle(s):
         s.events &= ~cython.cast(uint32_t, PENDING_KICK)
         return leave_with(s, EXIT_KICKED, 0, 0)
     if s.events & PENDING_INIT:
-        # The boot processor starts again at the reset vector, any other waits for a start-up IPI (SDM Vol. 3A 9.4).
         s.events = 0
         s.intack_wait = 0
         reset_cpu(s, True)
-        if s.index == 0:
-            return False
         __atomic_exchange_n(cython.address(s.down), 1, 5)
         return leave_with(s, EXIT_SPINDOWN, 0, 0)
     if s.inhibit:
