@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import boot, control, exits, host, idle, smp, startup, work
+from benchmarks import boot, control, debugger, exits, host, idle, smp, startup, work
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result
 
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result]], bool]] = {
     "pio": (exits.run_pio, False),
     "mmio": (exits.run_mmio, False),
     "control": (control.run_control, False),
+    "gdb": (debugger.run_gdb, False),
     "boot": (boot.run_boot, True),
     "memory": (boot.run_memory, True),
     "work": (work.run_work, True),

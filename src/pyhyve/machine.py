@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyhyve import firmware
 from pyhyve.backends.char import CharBackend, open_char
@@ -69,12 +69,14 @@ from pyhyve.vmm.cpuid import Topology, physical_bits, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
+if TYPE_CHECKING:
+    from pyhyve.debug.gdb.server import GdbServer
+
 TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 0, 1, 8, 9, 12
 NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
 
 NOT_YET = {
-    "gdb.port": "the gdb server (-G)",
     "restore": "resuming from a snapshot (-r)",
     "tpm.type": "a TPM (-l tpm)",
 }
@@ -151,6 +153,8 @@ class Machine:
         """Every chip and bus with state, by name."""
         self.vm: VirtualMachine
         self.memory: GuestMemory
+        self.gdb: GdbServer
+        """Where ``gdb.port`` asks for it."""
         self._ended = threading.Event()
         self._runs_loop = False
         self._on_quit = on_quit or self.power_off
@@ -208,6 +212,7 @@ class Machine:
             self._load(rsdp)
         self._inspect_at_end()
         self._start_trace()
+        self._listen_for_a_debugger()
 
     def _refuse_what_is_missing(self) -> None:
         for name, what in NOT_YET.items():
@@ -429,6 +434,13 @@ class Machine:
             self._closing.callback(trace.close)
             trace.begin(self.name, self.backend, len(self.vcpus.vcpus))
             trace.attach(self.vcpus.vcpus, self.pio, self.mmio, self.irq, self.msi)
+
+    def _listen_for_a_debugger(self) -> None:
+        if "gdb.port" in self.config:
+            from pyhyve.debug.gdb.server import serve
+
+            self.gdb = serve(self, self.config)
+            self._closing.callback(self.gdb.close)
 
     # -- running --
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
@@ -24,8 +24,9 @@ from typing import Any, Protocol
 
 from pyhyve.errors import BackendError, PyhyveError, Status
 from pyhyve.vmm import exits
-from pyhyve.vmm.api import VirtualCpu
+from pyhyve.vmm.api import Capability, VirtualCpu
 from pyhyve.vmm.exits import Exit, SuspendReason
+from pyhyve.vmm.registers import Reg
 
 
 class Verdict(Enum):
@@ -81,6 +82,8 @@ EXIT_CODES: Mapping[type[Exit], int] = {
     exits.Debug: 21,
 }
 GENERAL_PROTECTION = 13
+# Exits behind which no instruction is half done in the backend.
+_BETWEEN_INSTRUCTIONS = (exits.Bogus, exits.Mtrap, exits.Debug)
 LEAVING_S = 5.0
 """How long a vCPU may take to leave the active set before it is started again."""
 # Signals that the main thread answers; a vCPU thread must not be the one that the kernel picks for them.
@@ -213,7 +216,10 @@ class Vcpu:
         self.owner = owner
         self.platform = platform
         self.counters = Counters()
-        self.on_debug: Callable[[Vcpu, exits.Debug], Verdict] | None = None
+        self.on_debug: Callable[[Vcpu, exits.Debug | exits.Mtrap], None] | None = None
+        """Told, in this vCPU's thread, of a point that was hit and of a step that is done."""
+        self.step_from: int | None = None
+        """Where the instruction lies that is single-stepped, None if none is."""
         self.host = HostTime()
         self._known_msrs: set[tuple[bool, int]] = set()
         self._pio_read = platform.pio.read
@@ -289,9 +295,27 @@ class Vcpu:
 
     def _attend(self, exit_: Exit) -> bool:
         """The machine wants something of this thread; whether the loop goes on."""
-        if type(exit_) is exits.InOut and self.owner.outcome == Status.RESET:
+        kind = type(exit_)
+        if kind is exits.InOut and self.owner.outcome == Status.RESET:
             self.counters.io_reset += 1
+        elif self.owner.outcome is None and kind not in _BETWEEN_INSTRUCTIONS:
+            # Rest behind the exit's instruction: the backend completes it before it obeys the kick.
+            if self.step_from is not None or self.owner.rests(self.index):
+                self.cpu.kick()
+            return True
+        elif kind is exits.Bogus and self.step_from is not None and self._rip() != self.step_from:
+            # The stepped instruction left by an exit of its own.
+            self._mtrap(exits.Mtrap())
         return self.owner.park(self)
+
+    def _rip(self) -> int:
+        return self.cpu.get_registers((Reg.RIP,))[Reg.RIP]
+
+    def step(self, on: bool) -> None:
+        """Execute one instruction, then call ``on_debug``. While the vCPU rests."""
+        if on != (self.step_from is not None):
+            self.cpu.set_capability(Capability.MTRAP_EXIT, on)
+        self.step_from = self._rip() if on else None
 
     def _inout(self, exit_: exits.InOut) -> Verdict:
         self.counters.inout += 1
@@ -369,9 +393,9 @@ class Vcpu:
         self.counters.pause += 1
         return _CONTINUE
 
-    def _mtrap(self, _exit: exits.Mtrap) -> Verdict:
+    def _mtrap(self, exit_: exits.Mtrap) -> Verdict:
         self.counters.mtrap += 1
-        return _RESTART
+        return self._tell_debugger(exit_)
 
     def _bogus(self, _exit: exits.Bogus) -> Verdict:
         self.counters.bogus += 1
@@ -408,7 +432,12 @@ class Vcpu:
 
     def _debug(self, exit_: exits.Debug) -> Verdict:
         self.counters.debug += 1
-        return self.on_debug(self, exit_) if self.on_debug is not None else _RESTART
+        return self._tell_debugger(exit_)
+
+    def _tell_debugger(self, exit_: exits.Debug | exits.Mtrap) -> Verdict:
+        if self.on_debug is not None:
+            self.on_debug(self, exit_)
+        return _RESTART
 
     def _entry_failed(self, exit_: exits.EntryFailed) -> Verdict:
         self.counters.vmx += 1
@@ -458,7 +487,10 @@ class VcpuSet:
         """Print the traceback of an error inside a device."""
         self._on_end = on_end
         self._result: Outcome | None = None
+        self.on_rest: Callable[[], None] | None = None
+        """Called whenever the last vCPU has come to rest, in any thread, under the set's lock: it must not wait."""
         self._paused = False
+        self._free: frozenset[int] | None = None  # the vCPUs that the debugger lets run, None: all
         self._holds = 0
         self._active: dict[int, _Thread] = {}
         self._pins: dict[int, frozenset[int]] = {}
@@ -500,6 +532,7 @@ class VcpuSet:
             if self._active.pop(index, None) is None:
                 raise BackendError(f"vcpu {index} is not active", Status.ERROR)
             self._changed.notify_all()
+            self._tell_rest()
             return bool(self._active)
 
     def spin_up(self, index: int, vector: int) -> None:
@@ -548,6 +581,7 @@ class VcpuSet:
             self._wait_for_rest()
 
     def resume(self) -> None:
+        """Undo ``pause``. What the debugger holds stays at rest."""
         with self._changed:
             self._paused = False
             self._let_go()
@@ -575,27 +609,61 @@ class VcpuSet:
     def _wait_for_rest(self) -> None:
         self.attention = True
         for entry in self._active.values():
-            entry.vcpu.cpu.kick()
-        self._changed.wait_for(
-            lambda: self._result is not None or all(entry.parked for entry in self._active.values())
-        )
+            if not entry.parked:
+                entry.vcpu.cpu.kick()
+        self._changed.wait_for(lambda: self._result is not None or all(entry.parked for entry in self._active.values()))
 
     def _let_go(self) -> None:
-        self.attention = self._result is not None or self._must_rest
+        self._set_attention()
         self._changed.notify_all()
 
-    @property
-    def _must_rest(self) -> bool:
-        return self._paused or self._holds > 0
+    def break_in(self) -> None:
+        """Bring every vCPU to rest, also one that is started later, and return at once: ``on_rest`` follows.
+
+        It is the debugger's, and independent of ``pause`` and ``held``. From any thread, a vCPU's own too.
+        """
+        with self._changed:
+            self._free = frozenset()
+            self._set_attention()
+            for entry in self._active.values():
+                if not entry.parked and entry.thread is not threading.current_thread():
+                    entry.vcpu.cpu.kick()
+            self._tell_rest()
+
+    def release(self, indices: Iterable[int] | None = None) -> None:
+        """Undo ``break_in`` for these vCPUs (None: all, and those that are started later)."""
+        with self._changed:
+            self._free = None if indices is None else frozenset(indices)
+            self._let_go()
+
+    def rests(self, index: int) -> bool:
+        """Whether a vCPU is to rest."""
+        free = self._free
+        return self._paused or self._holds > 0 or (free is not None and index not in free)
+
+    def at_rest(self) -> bool:
+        """Whether no vCPU runs and none will until ``release`` or ``resume``."""
+        with self._changed:
+            return all(entry.parked and self.rests(index) for index, entry in self._active.items())
+
+    def _set_attention(self) -> None:
+        stepping = any(vcpu.step_from is not None for vcpu in self.vcpus)
+        wanted = self._paused or self._holds > 0 or self._free is not None
+        self.attention = wanted or stepping or self._result is not None
+
+    def _tell_rest(self) -> None:
+        if self.on_rest is not None and all(entry.parked for entry in self._active.values()):
+            self.on_rest()
 
     def park(self, vcpu: Vcpu) -> bool:
-        """In a vCPU's thread: rest while the machine is paused. Whether to go on running the guest."""
+        """In a vCPU's thread: rest while the machine wants it. Whether to go on running the guest."""
         with self._changed:
             entry = self._active.get(vcpu.index)
-            if self._must_rest and entry is not None and self._result is None:
+            if entry is not None and self._result is None and self.rests(vcpu.index):
                 entry.parked = True
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._must_rest or self._result is not None)
+                self._tell_rest()
+                self._changed.wait_for(lambda: self._result is not None or not self.rests(vcpu.index))
                 entry.parked = False
             return self._result is None
 

@@ -213,7 +213,7 @@ def test_the_process_carries_the_machines_name(backend):
         (["-m", "900T"], 1, "guest memory requested, but this host has"),
         (["-c", "17"], 1, "17 vCPUs requested but only 16 available"),
         (["-o", "boot.cmdline=" + "x" * 70000], 1, "command line"),
-        (["-G", "1234"], 1, "gdb server (-G) is not available"),
+        (["-G", "192.0.2.1:1234"], 1, "cannot listen for a debugger on 192.0.2.1:1234: Cannot assign"),
         (["-l", "com2,nowhere"], 1, "unknown character backend 'nowhere'"),
         (["-s", "0:1,lpc", "-s", "0:1,lpc"], 1, "already occupied"),
         (["-P"], 1, "VM exit on PAUSE"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -36,21 +37,26 @@ class Done:
 
 
 class Guest:
-    """A Linux guest at its prompt. ``argv`` is what ``command`` gives."""
+    """A Linux guest, at its prompt unless ``at_prompt`` is false. ``argv`` is what ``command`` gives."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], *, at_prompt: bool = True) -> None:
         # a wide terminal, so that the echo of a command is not broken into lines
         self._child = pexpect.spawn(
             argv[0], list(argv[1:]), timeout=PATIENCE, encoding="utf-8", dimensions=(50, 1000), codec_errors="replace"
         )
         self._child.delaybeforesend = None
-        try:
-            self.expect(PROMPT)
-            # late messages of the kernel would stand between a command's lines
-            self.run("dmesg -n 1")
-        except BaseException:
-            self.close()
-            raise
+        if at_prompt:
+            try:
+                self.reach_prompt()
+            except BaseException:
+                self.close()
+                raise
+
+    def reach_prompt(self) -> None:
+        """Wait until it has booted."""
+        self.expect(PROMPT)
+        # late messages of the kernel would stand between a command's lines
+        self.run("dmesg -n 1")
 
     def expect(self, text: str) -> str:
         """Read up to and including ``text``; what came before it."""
@@ -107,7 +113,10 @@ class Guest:
 
     def close(self) -> None:
         """End ``bhyve``, whatever it is doing."""
-        self._child.close(force=True)
+        if self._child.isalive():
+            self._child.kill(signal.SIGKILL)
+            self._child.wait()  # pexpect's own close gives up on a busy host
+        self._child.close()
 
     def __enter__(self) -> Self:
         return self
