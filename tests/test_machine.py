@@ -262,7 +262,8 @@ def test_a_traceback_is_there_for_the_asking(backend, capfd):
         ({"boot.kernel": ""}, ConfigError, "nothing to boot"),
         ({"boot.cmdline": "x" * 100_000}, LoaderError, "command line"),
         ({"x86.strictio": "perhaps"}, ConfigError, "x86.strictio: 'perhaps' is not a truth value"),
-        ({"vcpu.0.cpuset": "-1"}, ConfigError, "below 0"),
+        ({"vcpu.0.cpuset": "-1"}, ConfigError, "not a list of host CPUs"),
+        ({"name": "a/b"}, ConfigError, "invalid machine name .a/b."),
     ],
 )
 def test_a_machine_that_cannot_be_built_is_one_line(variables, error, message):

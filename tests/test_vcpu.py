@@ -408,7 +408,7 @@ def test_the_last_vcpu_to_spin_down_is_a_reset():
 
 def test_a_vcpu_pinned_to_a_cpu_that_is_not_there_ends_with_one_line():
     machine = Machine([OFF])
-    machine.set.pin(0, 4095)
+    machine.set.pin(0, frozenset({4095}))
     assert machine.run() == 4
     assert "cannot pin vcpu 0 to host CPU 4095" in machine.set.message
 

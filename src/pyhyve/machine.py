@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +25,7 @@ from pyhyve.bus.irq import IrqRouter, MsiPort
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
-from pyhyve.config import Config
+from pyhyve.config import Config, check_vm_name
 from pyhyve.errors import BackendError, ConfigError, Status
 from pyhyve.firmware.platform import PciInterrupt, PciRoot, root_windows
 from pyhyve.hw import xmsr
@@ -46,11 +47,22 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.bus import WINDOWS, PciBus, memory_64_window
 from pyhyve.hw.pci.intx import IntxRouting
+from pyhyve.isa import IsaDevices
 from pyhyve.lifecycle import Stateful
 from pyhyve.loader import LoadedGuest, load
+from pyhyve.loader.files import read_rom
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
-from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_smbios, read_topology, read_uuid
+from pyhyve.settings import (
+    read_domains,
+    read_memory_size,
+    read_pci_registers,
+    read_pinning,
+    read_slots,
+    read_smbios,
+    read_topology,
+    read_uuid,
+)
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
 from pyhyve.vmm.cpuid import Topology, physical_bits, shape, vendor
@@ -62,17 +74,9 @@ NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
 
 NOT_YET = {
-    "bvmcons": "the bvm console (-b)",
-    "dbgport": "the debug port (-g)",
-    "domains.item": "memory domains (-n)",
-    "fwcfg.item": "the firmware configuration device (-f)",
     "gdb.port": "the gdb server (-G)",
-    "keyboard.layout": "a keyboard (-K)",
-    "lpc.bootrom": "a boot ROM (-l bootrom)",
-    "lpc.fwcfg": "the firmware configuration device (-l fwcfg)",
-    "lpc.pc-testdev": "the PC test device (-l pc-testdev)",
-    "lpc.tpm": "a TPM (-l tpm)",
     "restore": "resuming from a snapshot (-r)",
+    "tpm.type": "a TPM (-l tpm)",
 }
 """What bhyve's command line can ask for and this version has no device for."""
 
@@ -142,7 +146,7 @@ class Machine:
     ) -> None:
         config.freeze()
         self.config = config
-        self.name = config.require("name")
+        self.name = check_vm_name(config.require("name"))
         self.parts: dict[str, Stateful] = {}
         """Every chip and bus with state, by name."""
         self.vm: VirtualMachine
@@ -177,22 +181,31 @@ class Machine:
         available = hypervisor.probe().max_cpus
         if topology.cpus > available:
             raise BackendError(f"{topology.cpus} vCPUs requested but only {available} available")
-        self.memory = self._loaded.memory if self._loaded else GuestMemory(read_memory_size(self.config))
+        bootrom = self._read_bootrom()
+        self.memory = (
+            self._loaded.memory if self._loaded else GuestMemory(read_memory_size(self.config), rom=len(bootrom))
+        )
         self._closing.callback(self.memory.close)
+        self.memory.show_in_core_dumps(self.config.get_bool("memory.guest_in_core"))
         if self.config.get_bool("memory.wired", False):
             wire_memory(self.memory)
         self.vm = hypervisor.create(self.name, self.memory, topology.cpus)
         self._closing.callback(self.vm.close)
+        if bootrom:
+            self.memory.write_rom(bootrom)
+            self.vm.map_memory(HIGH_BASE - len(bootrom), len(bootrom), self.memory.rom_offset, readonly=True)
         if topology.cpus > 1 and not self.vm.capability(Capability.UNRESTRICTED_GUEST):
             raise BackendError(f"{topology.cpus} vCPUs requested but only 1 available")
         self.memory.on_write.append(self.vm.memory_written)
         self._make_buses()
         self._make_vcpus(topology)
         self._make_chipset()
+        self._make_isa_devices(topology, len(bootrom))
         self._make_pci()
         self._make_serial_ports()
         rsdp = self._write_tables(topology)
-        self._load(rsdp)
+        if not bootrom:  # a boot ROM is where a vCPU starts after reset
+            self._load(rsdp)
         self._inspect_at_end()
         self._start_trace()
 
@@ -200,6 +213,15 @@ class Machine:
         for name, what in NOT_YET.items():
             if name in self.config:
                 raise ConfigError(f"{what} is not available in this version")
+
+    def _read_bootrom(self) -> bytes:
+        """The boot ROM, empty without one."""
+        path = self.config.get("lpc.bootrom")
+        if not path:
+            return b""
+        if "boot" in self.config:
+            raise ConfigError("a boot ROM (lpc.bootrom) finds its guest itself: it goes with no boot.* variable")
+        return read_rom(Path(path))
 
     def _make_buses(self) -> None:
         self.pio, self.mmio, self.msr = PioBus(), MmioBus(), MsrBus()
@@ -243,9 +265,9 @@ class Machine:
                 cpu.set_capability(Capability.ENABLE_INVPCID, True)
             cpu.set_apic_mode(mode)
             self.vcpus.vcpus.append(Vcpu(cpu, self.vcpus, around))
-            host_cpu = read_pinning(config, index)
-            if host_cpu is not None:
-                self.vcpus.pin(index, host_cpu)
+            host_cpus = read_pinning(config, index)
+            if host_cpus is not None:
+                self.vcpus.pin(index, host_cpus)
         vm.set_cpuid(table)
         xmsr.attach(self.msr, vendor(table))
 
@@ -289,6 +311,14 @@ class Machine:
         self.notification = HostNotification()
         self.notification.attach(self.pio)
 
+    def _make_isa_devices(self, topology: Topology, rom_size: int) -> None:
+        isa = self._isa = IsaDevices(self.config, self.pio, self.mmio, self._closing)
+        isa.make_test_devices(self.irq, self.vcpus.end)
+        isa.make_firmware_interface(self.memory, topology.cpus)
+        isa.make_boot_variables(rom_size)
+        isa.make_character_ports(self.loop, self._on_quit)
+        self.parts.update(isa.parts)
+
     def _make_pci(self) -> None:
         environment = Environment(
             loop=self.loop,
@@ -311,7 +341,9 @@ class Machine:
             name = options.pop("device", None)
             if name is None:
                 raise ConfigError(f"{node} has no device: set {node}.device")
-            self.pci.create(address, name, options)
+            function = self.pci.create(address, name, options)
+            for register in read_pci_registers(self.config, f"{'lpc' if name == 'lpc' else node}.pcireg"):
+                function.override(*register)
         self.pci.finish()
         self.parts["pci"] = self.pci
 
@@ -346,6 +378,8 @@ class Machine:
             threads_per_core=topology.threads,
             uuid=read_uuid(self.config),
             strings=read_smbios(self.config),
+            domains=read_domains(self.config, topology.cpus, self.memory.regions),
+            fwcfg_ports=self._isa.fwcfg_ports,
             pci_roots=tuple(
                 PciRoot(bus, last, root_windows(self._memory_64) if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)
@@ -403,6 +437,7 @@ class Machine:
         self._started_ns = time.monotonic_ns()
         for uart in self._uarts:
             uart.start()
+        self._isa.start()
         # With an interrupt controller of its own the backend starts the others on the guest's INIT-SIPI: their threads
         # wait inside ``run``. Otherwise the guest's request comes as an exit, and a thread is started then.
         waiting = range(1, len(self.vcpus.vcpus)) if Chip.IOAPIC in self.vm.provides else range(0)

@@ -461,7 +461,7 @@ class VcpuSet:
         self._paused = False
         self._holds = 0
         self._active: dict[int, _Thread] = {}
-        self._pins: dict[int, int] = {}
+        self._pins: dict[int, frozenset[int]] = {}
         self._changed = threading.Condition()
 
     @property
@@ -478,9 +478,9 @@ class VcpuSet:
         with self._changed:
             return frozenset(self._active)
 
-    def pin(self, index: int, host_cpu: int) -> None:
-        """Run vCPU ``index`` on this host CPU only; to be called before it starts."""
-        self._pins[index] = host_cpu
+    def pin(self, index: int, host_cpus: frozenset[int]) -> None:
+        """Run vCPU ``index`` on these host CPUs only; to be called before it starts."""
+        self._pins[index] = host_cpus
 
     def add(self, index: int) -> None:
         """Put a vCPU in the active set and start its thread. Raises ``BackendError`` if it is there already."""
@@ -630,12 +630,14 @@ class VcpuSet:
     def _settle(self, vcpu: Vcpu) -> None:
         """Name the host thread and put it on its host CPU."""
         name_thread(f"vcpu {vcpu.index}")
-        host_cpu = self._pins.get(vcpu.index)
-        if host_cpu is not None:
+        host_cpus = self._pins.get(vcpu.index)
+        if host_cpus is not None:
             try:
-                os.sched_setaffinity(0, {host_cpu})
-            except OSError as error:
-                raise BackendError(f"cannot pin vcpu {vcpu.index} to host CPU {host_cpu}: {error.strerror}") from None
+                os.sched_setaffinity(0, host_cpus)
+            except (OSError, ValueError) as error:
+                where = ",".join(map(str, sorted(host_cpus)))
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise BackendError(f"cannot pin vcpu {vcpu.index} to host CPU {where}: {reason}") from None
 
 
 def name_thread(name: str) -> None:

@@ -54,6 +54,12 @@ def test_the_status_says_how_the_guest_ended(kernel, status, backend):
     assert run(kernel, backend).returncode == status
 
 
+def test_a_guest_that_halts_with_interrupts_off_is_over(backend):
+    if backend == "kvm":
+        pytest.skip("KVM does not tell of HLT: its own APIC waits")
+    assert run(kernels.HALT, backend).returncode == 2
+
+
 def test_the_console_goes_to_standard_output_and_nothing_else_does(backend):
     done = run(kernels.POWER_OFF, backend)
     assert (done.stdout, done.stderr) == ("hello\n", "")

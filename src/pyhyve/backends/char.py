@@ -507,7 +507,9 @@ class TcpBackend:
             family, _, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
             self._listener = socket.create_server(where[:2], family=family, backlog=8)
         except OSError as error:
-            raise DeviceError(f"cannot listen on tcp={address}: {error.strerror}") from None
+            # create_server adds the address to the text
+            reason = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else error.strerror
+            raise DeviceError(f"cannot listen on tcp={address}: {reason}") from None
         self._listener.setblocking(False)
         self.traffic = CharTraffic()
         self._loop = loop
@@ -523,6 +525,11 @@ class TcpBackend:
     def port(self) -> int:
         """The port it listens on, if 0 was asked for."""
         return int(self._listener.getsockname()[1])
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._client is not None
 
     def start(self, on_input: OnInput) -> None:
         """Take connections."""

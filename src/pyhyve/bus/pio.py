@@ -80,6 +80,10 @@ class PioBus:
             for p in range(port, port + gone.count):
                 del self._ports[p], self._owners[p]
 
+    def is_free(self, port: int, count: int) -> bool:
+        """Whether nobody answers at ``count`` ports from ``port``."""
+        return not any(p in self._ports for p in range(port, port + count))
+
     def ranges(self) -> list[PioRange]:
         """All ranges, by address."""
         with self._lock:

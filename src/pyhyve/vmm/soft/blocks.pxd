@@ -123,6 +123,9 @@ cdef bint has_code(Engine *e, uint64_t gpa) noexcept nogil
 cdef bint code_written(Engine *e, CpuState *s, uint64_t gpa, uint32_t size) noexcept nogil
 # The same for any range, behind the write, by a thread of the VMM.
 cdef void code_changed(Engine *e, uint64_t gpa, uint64_t size) noexcept nogil
+# Drop the translations of every page that has code at one of these page offsets (4096 bits).
+cdef void offsets_changed(Engine *e, CpuState *s, uint64_t *offsets) noexcept nogil
+cdef bint page_covers(CodePage *page, uint64_t *offsets) noexcept nogil
 
 cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
 cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil

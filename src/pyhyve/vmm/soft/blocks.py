@@ -422,3 +422,39 @@ def code_changed(e, gpa, size):
         if has_code(e, gpa):
             code_written(e, cython.NULL, gpa, cython.cast(uint32_t, piece))
         gpa += piece
+
+
+def page_covers(page, offsets):
+    """Is there a block with code at one of ``offsets`` of this page?"""
+    b: cython.pointer(Block) = page.first
+    at: uint32_t
+    end: uint32_t
+    while b != cython.NULL:
+        at = b.gpa & 0xFFF
+        end = at + b.size if at + b.size < 4096 else 4096
+        while b.valid and at < end:
+            if (offsets[at >> 6] >> (at & 63)) & 1:
+                return True
+            at += 1
+        b = b.page_next
+    return False
+
+
+def offsets_changed(e, s, offsets):
+    """Drop the code of every page that has some at ``offsets``: what is looked for there is another thing now.
+
+    Whole pages, for what is linked inside a page then comes by the lookup once and not for ever.
+    """
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    number: uint64_t
+    covers: cython.bint
+    if c == cython.NULL:
+        return
+    for number in range(c.page_count):
+        if c.pages[number] == cython.NULL:
+            continue
+        lock_code(e, s)
+        covers = c.pages[number] != cython.NULL and page_covers(c.pages[number], offsets)
+        unlock_code(e)
+        if covers:
+            code_written(e, s, number << 12, 4096)
