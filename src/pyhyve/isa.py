@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyhyve.backends.char import TcpBackend, open_char
+from pyhyve.backends.char import CharBackend, TcpBackend, open_char
 from pyhyve.bus.irq import IrqRouter
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.pio import PORTS, PioBus
@@ -40,6 +40,8 @@ class IsaDevices:
 
     def __init__(self, config: Config, pio: PioBus, mmio: MmioBus, closing: ExitStack) -> None:
         self.parts: dict[str, Stateful] = {}
+        self.chars: dict[str, CharBackend] = {}
+        """The backends of the character ports, whose traffic is counted."""
         self.fwcfg_ports: tuple[int, int] | None = None
         """Where QEMU's firmware configuration device is, for the firmware tables."""
         self._config = config
@@ -55,6 +57,7 @@ class IsaDevices:
 
             console = open_char("stdio", loop, on_quit=on_quit)
             self._closing.callback(console.close)
+            self.chars[BvmConsole.NAME] = console
             self._add_port("bvmcons", BvmConsole(console))
         where = self._config.get("dbgport")
         if where is not None:
@@ -63,6 +66,7 @@ class IsaDevices:
             debugger = TcpBackend(where if ":" in where else f":{where}", loop)
             self._closing.callback(debugger.close)
             text = f"debug port: waiting for a debugger on TCP port {debugger.port}"
+            self.chars[DebugPort.NAME] = debugger
             self._add_port("dbgport", DebugPort(debugger, lambda: complain(text)))
 
     def make_test_devices(self, router: IrqRouter, end: Callable[[int], None]) -> None:

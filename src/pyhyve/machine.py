@@ -508,7 +508,8 @@ class Machine:
 
         uptime = (self._ended_ns or time.monotonic_ns()) - self._started_ns if self._started_ns else 0
         traffic = self.pio.traffic, self.mmio.traffic
-        return collect(self.vm, self.vcpus.vcpus, traffic, self._chars, self.irq, self.msi, uptime)
+        chars = {**self._chars, **self._isa.chars}
+        return collect(self.vm, self.vcpus.vcpus, traffic, chars, self.irq, self.msi, uptime)
 
     def close(self) -> None:
         """End the machine if it still runs and give everything back, the terminal too. Idempotent."""

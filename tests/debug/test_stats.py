@@ -154,6 +154,16 @@ def test_bytes_of_a_serial_port_are_counted_both_ways(backend: str) -> None:
     assert stats["device.com1.writes"] >= stats["char.com1.bytes-out"]
 
 
+def test_the_debug_port_is_counted_too(backend: str) -> None:
+    kernel = "mov $0x224, %dx\n mov $'x', %eax\n out %eax, %dx\n power_off\n"
+    with Machine(config_for(kernel, backend, dbgport="127.0.0.1:0")) as machine:
+        machine.start()
+        machine.wait()
+        stats = machine.stats()
+    assert stats["device.bvmdbg.writes"] == 1
+    assert stats["char.bvmdbg.bytes-in"] == 0  # nobody is connected
+
+
 def test_lines_and_messages_are_counted() -> None:
     with Machine(config_for(kernels.SPIN, find_backend("soft").name)) as machine:
         line = machine.irq.line(5, "test")

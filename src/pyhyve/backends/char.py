@@ -541,6 +541,8 @@ class TcpBackend:
         output = self._output
         if output is not None:
             output.write(data)
+        else:
+            self.traffic.bytes_out += len(data)
 
     def pause(self) -> None:
         """Stop reading."""
