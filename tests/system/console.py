@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import sys
@@ -19,13 +20,15 @@ PATIENCE = 120.0
 """Seconds after which a guest that says nothing of what is waited for has failed."""
 
 _CLOCK_SAMPLES = 5
+_numbers = itertools.count()  # a name is one machine's at a time
 
 
 def command(backend: str, kernel: Path, initrd: Path, cpus: int = 1) -> list[str]:
     """``bhyve`` with the options of a Linux guest on its first serial port."""
     options = f"-A -c {cpus} -m 512M -H -s 0,hostbridge -s 31,lpc -l com1,stdio".split()
     boot = ["-o", f"boot.kernel={kernel}", "-o", f"boot.initrd={initrd}", "-o", "boot.cmdline=console=ttyS0"]
-    return [sys.executable, "-m", "pyhyve.commands.bhyve", *options, "-o", f"vmm.backend={backend}", *boot, "vm0"]
+    name = f"linux{next(_numbers)}"
+    return [sys.executable, "-m", "pyhyve.commands.bhyve", *options, "-o", f"vmm.backend={backend}", *boot, name]
 
 
 @dataclass(frozen=True, slots=True)
