@@ -134,8 +134,8 @@ cdef void lapic_reset(CpuState *s, bint init) noexcept nogil
 cdef void lapic_started(CpuState *s) noexcept nogil
 # xAPIC page access: offset 0-0xFFF. 32-bit registers on 16-byte borders.
 cdef uint32_t lapic_read(CpuState *s, uint32_t offset) noexcept nogil
-# Always DONE: a start-up IPI makes the vCPU leave behind the instruction (sipi_targets).
-cdef int lapic_write(CpuState *s, uint32_t offset, uint32_t value) noexcept nogil
+# A start-up IPI makes the vCPU leave behind the instruction (sipi_targets).
+cdef void lapic_write(CpuState *s, uint32_t offset, uint32_t value) noexcept nogil
 # x2APIC registers by MSR 0x800-0x8FF, checks included. DONE or FAULT.
 cdef int lapic_msr_read(CpuState *s, uint32_t index, uint64_t *value) noexcept nogil
 cdef int lapic_msr_write(CpuState *s, uint32_t index, uint64_t value) noexcept nogil

@@ -95,6 +95,9 @@ def lapic_reset(s, init):
 def lapic_started(s):
     """A start-up IPI sets the vCPU, which nobody runs, going: the INIT before it is done."""
     __atomic_exchange_n(cython.address(s.pending), 0, ATOMIC)
+    if __atomic_load_n(cython.address(chip(s).waiting), ATOMIC):
+        # Another INIT has come since: it is the next thing that happens.
+        __atomic_fetch_or(cython.address(s.pending), PENDING_INIT, ATOMIC)
     s.events = 0
     s.down = s.dead = 0
     lapic_reset(s, True)
@@ -648,7 +651,6 @@ def lapic_read(s, offset):
 def lapic_write(s, offset, value):
     if offset & 0xF == 0:
         register_write(s, offset, value)
-    return DONE
 
 
 def lapic_msr_read(s, index, value):
