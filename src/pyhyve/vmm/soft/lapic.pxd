@@ -85,6 +85,10 @@ cdef enum:
     SVR_ENABLED = 0x100
     SVR_VALID = 0x3FF             # vector, enable, focus checking
 
+    # Lapic.waiting
+    WAITS_FROM_RESET = 1
+    WAITS_FROM_INIT = 2
+
     ESR_SEND_VECTOR = 0x20
     ESR_RECEIVE_VECTOR = 0x40
     ESR_ILLEGAL_REGISTER = 0x80
@@ -112,7 +116,7 @@ cdef struct Lapic:
     uint32_t esr, esr_new         # as read; what the next write to ESR will show (set by any thread)
     uint32_t icr_low, icr_high
     uint32_t lvt[6]
-    uint32_t waiting              # for a start-up IPI; set when INIT is sent, cleared by the first SIPI (any thread)
+    uint32_t waiting              # for a start-up IPI: WAITS_*; set when INIT is sent, cleared by the first SIPI (any thread)
     uint32_t divide               # the register
     uint32_t initial              # timer's initial count
     # The count runs from timer_base (TSC); it reaches zero timer_ticks of the APIC's clock later.

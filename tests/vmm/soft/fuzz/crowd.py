@@ -130,7 +130,7 @@ def code_of(rng: random.Random, case: Case, start: int) -> bytes:
     """Chunks of several flavours from linear address ``start`` on, and a jump back to the first."""
     bits = MODES[case.mode]
     base = world.CODE if case.mode in ("real", "v86") else 0
-    shift = case.registers[Reg.RIP] & ~0xFFFFFFFFFFFF if bits == 64 else 0
+    shift = case.registers[Reg.RIP] & ~0x7FFFFFFF if bits == 64 else 0
     targets = (world.CODE, start, world.HANDLERS, world.DATA, world.STACKS + 0x4000, 0xBFFF0, world.PT)
     image = b""
     for _ in range(rng.randint(4, 20)):
@@ -189,7 +189,7 @@ class Crowd:
             code[start - world.CODE : start - world.CODE + len(image)] = image
             old = case.registers[Reg.RIP]
             base = world.CODE if case.mode in ("real", "v86") else 0
-            case.registers[Reg.RIP] = (old & ~0xFFFFFFFFFFFF if MODES[case.mode] == 64 else 0) + start - base
+            case.registers[Reg.RIP] = (old & ~0x7FFFFFFF if MODES[case.mode] == 64 else 0) + start - base
         memory.write(world.CODE, bytes(code))
         platform = Platform(
             Nowhere(rng), Nowhere(rng), Nowhere(rng, 0.5), acknowledge=self.acknowledge, open_bus=((0, 1 << 64),)
@@ -215,7 +215,11 @@ class Crowd:
 
     def make_cases(self, seed: int) -> list[Case]:
         """A state for each vCPU, mostly in the mode of the first."""
-        tame = () if self.rng.random() < 0.25 else ("wild", "entries", "descriptors", "handlers", "offset", "step")
+        tame: tuple[str, ...] = ("wild", "entries", "descriptors", "handlers", "offset", "step")
+        if self.rng.random() < 0.7:
+            tame += ("points", "breakpoints")
+        if self.rng.random() < 0.25:
+            tame = ()
         cases = [build(Spec(seed * 64, tame))]
         if tame:
             cases[0].pages[world.HANDLERS] = handlers(64 if cases[0].mode == "compat" else MODES[cases[0].mode])
