@@ -447,6 +447,33 @@ def test_a_vcpu_that_is_paused_on_its_way_out_starts_when_the_machine_goes_on():
     assert machine.cpus[1].segments[SegmentName.CS].base == 0x9A000
 
 
+def test_the_time_of_a_thread_that_leaves_is_not_taken_for_that_of_the_next():
+    machine = Machine([], [exits.SpindownCpu()])
+    leaving, started = threading.Event(), threading.Event()
+    loop = machine.set.vcpus[1].loop
+
+    def slow_loop():
+        status = loop()
+        if not leaving.is_set():
+            leaving.set()
+            assert started.wait(10)
+        return status
+
+    machine.set.vcpus[1].loop = slow_loop
+    machine.set.add(0)
+    with machine.set._changed:  # it cannot leave before
+        machine.set.add(1)
+        first = machine.set._active[1].thread
+    assert leaving.wait(10)
+    machine.set.spin_up(1, 2)
+    assert machine.cpus[1].asleep.wait(10)
+    started.set()
+    first.join(10)
+    assert machine.set.vcpus[1].host.thread == machine.set._active[1].thread.native_id
+    machine.set.end(1)
+    machine.set.join()
+
+
 def test_a_start_up_ipi_starts_a_vcpu_once():
     machine = Machine([], [exits.SpindownCpu(), exits.SpindownCpu()])
     machine.set.add(0)

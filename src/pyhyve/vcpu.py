@@ -142,7 +142,9 @@ class HostTime:
         self.thread = threading.get_native_id()
 
     def end(self) -> None:
-        """In the thread, when it is about to end."""
+        """In the thread, when it is about to end; once, and before the vCPU can have another thread."""
+        if self.thread != threading.get_native_id():
+            return
         self.thread = 0
         self.past_ns += time.monotonic_ns() - self.since_ns
         self.past_cpu_ns += time.thread_time_ns()
@@ -555,6 +557,7 @@ class VcpuSet:
         with self._changed:
             vector = self._starts.pop(index, None)
             if vector is None:
+                self.vcpus[index].host.end()
                 return Verdict.LEAVE if self.remove(index) else Verdict.RESET
             self.vcpus[index].cpu.start(vector)
             return Verdict.CONTINUE
