@@ -419,6 +419,13 @@ def test_a_sipi_starts_another_vcpu_in_real_mode_at_the_vector():
     assert machine.set.active == {0, 1}
 
 
+def test_adding_an_active_vcpu_is_an_error_that_ends_the_machine():
+    machine = Machine([exits.Mtrap()])
+    machine.set.vcpus[0].handlers[exits.Mtrap] = lambda exit_: machine.set.add(0)
+    assert machine.run() == 4
+    assert machine.set.message == "vcpu 0 is already active"
+
+
 def test_two_vcpus_that_restart_each_other_do_not_wait_for_one_another():
     first = [exits.SpinupAp(2, 0x20), exits.SpindownCpu(), OFF]
     machine = Machine([], first, [exits.SpinupAp(1, 0x10), exits.SpindownCpu()])
