@@ -71,6 +71,10 @@ class Fuzzer:
         pick, driver = self.random, self.driver
         slot = pick.randrange(32)
         regions = [(self.address(), 1 + self.number(22)) for _ in range(pick.randrange(6))]
+        if pick.random() < 0.5:
+            regions = [
+                (DATA + pick.randrange(1 << 19), 1 << pick.randrange(9, 18)) for _ in range(pick.randrange(1, 9))
+            ]
         packet = bytes((pick.choice(PACKETS),)) + pick.randbytes(15) if pick.random() < 0.5 else b""
         frame = self.frame()
         if pick.random() < 0.3:
@@ -79,9 +83,22 @@ class Fuzzer:
         if pick.random() < 0.1:
             driver.memory.write(LIST + 32 * slot, struct.pack("<IIQ", pick.getrandbits(32), 0, self.address()))
         port = pick.randrange(2)
+        if pick.random() < 0.8:
+            self.revive(port)
         if pick.random() < 0.3:
             driver.put(Px.SACT, 1 << slot, port)
         driver.put(Px.CI, 1 << slot, port)
+
+    def revive(self, port: int) -> None:
+        """What a driver does about a port that has stopped, where it has."""
+        driver = self.driver
+        if driver.get(Px.SSTS, port) & 0xF != 3:
+            driver.put(Px.SCTL, 1, port)
+            driver.put(Px.SCTL, 0, port)
+        if driver.get(Px.IS, port) & 0x79000000 or driver.get(Px.CMD, port) & 0x11 != 0x11:
+            addresses = ((Px.CLB, LIST), (Px.CLBU, 0), (Px.FB, FIS), (Px.FBU, 0))
+            for register, value in ((Px.CMD, 0x10), (Px.IS, 0xFFFFFFFF), *addresses, (Px.CMD, 0x11)):
+                driver.put(register, value, port)
 
     def access(self) -> None:
         """One register, any size, or a command."""
@@ -97,21 +114,14 @@ class Fuzzer:
             elif kind < 0.9:
                 register = pick.choice(list(Px))
                 hba.write(0x100 + 0x80 * pick.randrange(2) + register, 4, self.number(32))
-            elif kind < 0.97:
-                port = pick.randrange(2)
-                for register, value in (
-                    (Px.CLB, LIST),
-                    (Px.CLBU, 0),
-                    (Px.FB, FIS),
-                    (Px.FBU, 0),
-                    (Px.CMD, 0x10),
-                    (Px.CMD, 0x11),
-                ):
-                    self.driver.put(register, value, port)
+            elif kind < 0.98:
+                self.revive(pick.randrange(2))
             else:
                 hba.write(pick.choice(list(Hba)), 4, self.number(32))
         while self.driver.deferred:
             self.driver.deferred.pop(0)()
+        if pick.random() < 0.3:
+            hba.drain()
 
     def works(self) -> None:
         """After a reset everything is as it should be."""
