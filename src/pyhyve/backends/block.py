@@ -29,8 +29,8 @@ from pyhyve.backends.pool import Done, WorkerPool
 from pyhyve.config import FALSE, TRUE
 from pyhyve.errors import DeviceError
 
-OPTIONS = frozenset({"path", "nocache", "direct", "sync", "ro", "nodelete", "sectorsize"})
-"""The names of options that ``open_block`` looks at."""
+OPTIONS = frozenset({"path", "nocache", "direct", "sync", "ro", "nodelete", "sectorsize", "bootindex"})
+"""The names of a block device's options. ``bootindex`` is for a boot ROM; ``open_block`` does not look at it."""
 
 SECTOR = 512
 IOV_MAX = os.sysconf("SC_IOV_MAX")
