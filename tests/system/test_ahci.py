@@ -101,8 +101,9 @@ def test_a_file_system_is_whole_after_power_off(boot, image: Path) -> None:
     guest = boot(f"3,ahci-hd,{image}")
     guest.output("mount -t ext4 /dev/sda /mnt")
     guest.output("for n in 1 2 3 4 5 6 7 8 9; do dd if=/dev/urandom of=/mnt/f$n bs=64k count=16 2>/dev/null; done")
+    guest.output("sync")
     before = image.stat().st_blocks
-    guest.output("sync; rm /mnt/f[1-8]; sync; fstrim /mnt")
+    guest.output("rm /mnt/f[1-8]; sync; fstrim /mnt")
     assert image.stat().st_blocks < before
     total = guest.output("md5sum < /mnt/f9")
     guest.output("umount /mnt; mount -o ro /dev/sda /mnt")

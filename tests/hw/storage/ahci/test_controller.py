@@ -27,6 +27,7 @@ class Held:
         self.waiting: list = []
         self.readv = backend.readv
         monkeypatch.setattr(backend, "readv", lambda *args: self.waiting.append(args))
+        monkeypatch.setattr(backend, "read_cached", lambda *args: False)
 
     def release(self) -> None:
         while self.waiting:

@@ -2,7 +2,8 @@
 
 Document: ATA/ATAPI Command Set - 2 (ACS-2), §7; queued commands: §7.64 and §7.66, their errors §7.24.
 
-Reads and writes become one backend request each, whose buffers are the driver's own regions of guest memory; a write
+Reads and writes become one backend request each, whose buffers are the driver's own regions of guest memory; a small
+read that the host has in its cache is done at once; a write
 that has to be on the medium when it ends (FUA, or the write cache off) is followed by a flush. What the host cannot do
 is an uncorrectable error of that command.
 """
@@ -29,6 +30,8 @@ SIGNATURE = 0x00000101
 TRIM_BLOCKS = 8
 """512-byte blocks of ranges that one DATA SET MANAGEMENT takes."""
 VERIFY_BYTES = 1 << 20
+SMALL = 32 << 10
+"""Bytes up to which a read is worth a look at the host's cache before it goes to another thread."""
 _FUA = 0x80
 _TRIM = 0x01
 _ULTRA_DMA_6 = 0x46
@@ -247,8 +250,11 @@ class AtaDisk:
 
     def _read(self, request: Request, found: tuple[int, int], then: Callable[[int], None]) -> None:
         lba, count = found
-        buffers = request.buffers(count * self._sector)
-        self._link.run(request, iter([partial(self._backend.readv, lba * self._sector, buffers)]), then)
+        offset, buffers = lba * self._sector, request.buffers(count * self._sector)
+        if count * self._sector <= SMALL and self._backend.read_cached(offset, buffers):
+            then(0)
+        else:
+            self._link.run(request, iter([partial(self._backend.readv, offset, buffers)]), then)
 
     def _write(self, request: Request, found: tuple[int, int], to_medium: bool) -> None:
         lba, count = found

@@ -27,6 +27,7 @@ from pyhyve.lifecycle import State, check_version, saved_dict, saved_int, saved_
 from pyhyve.memory import GuestMemory
 
 _ALL = 0xFFFFFFFF
+_INTERRUPTS = int(Ghc.INTERRUPTS)
 
 
 class AhciController:
@@ -62,6 +63,7 @@ class AhciController:
             Cap.ADDRESS_64 | Cap.NCQ | Cap.COMMAND_LIST_OVERRIDE | Cap.GEN3 | Cap.AHCI_ONLY | Cap.PIO_BLOCKS
         ) | (SLOTS - 1) << CAP_SLOTS_SHIFT | (len(drives) - 1)  # fmt: skip
         self.ports = [Port(self, drive) for drive in drives]
+        self._wired = [(1 << index, port) for index, port in enumerate(self.ports) if port.drive is not None]
         self._registers: dict[int, Callable[[], int]] = {
             Hba.CAP: lambda: self.cap,
             Hba.GHC: lambda: self.ghc,
@@ -156,12 +158,12 @@ class AhciController:
     def update(self, *, remind: bool = False) -> None:
         """Look at every port's interrupt bits; ``remind`` sends a message for what is still set."""
         pending = 0
-        for index, port in enumerate(self.ports):
+        for bit, port in self._wired:
             if port.pending & port.enable:
-                pending |= 1 << index
+                pending |= bit
         new = pending & ~self.status
         self.status |= pending
-        active = bool(self.status and self.ghc & Ghc.INTERRUPTS)
+        active = bool(self.status and self.ghc & _INTERRUPTS)
         self._set_level(active)
         if active and (new or remind):
             self._send_message()

@@ -49,6 +49,11 @@ from pyhyve.lifecycle import State, restore_fields, save_fields, saved_dict
 from pyhyve.memory import GuestMemory, OutsideMemory
 
 _ALL = 0xFFFFFFFF
+# plain numbers where every command passes: operations on flags take several times as long
+_FROM_SERR, _CONNECT, _EXCHANGED = int(IRQ_FROM_SERR), int(Irq.CONNECT), int(Serr.EXCHANGED)
+_D2H, _PIO, _DEVICE_BITS, _DESCRIPTOR = int(Irq.D2H), int(Irq.PIO_SETUP), int(Irq.DEVICE_BITS), int(Irq.DESCRIPTOR)
+_START, _FIS_ENABLE, _CURRENT_SLOT = int(Cmd.START), int(Cmd.FIS_ENABLE), int(Cmd.CURRENT_SLOT)
+_BUSY, _ERROR = int(Ata.BUSY), int(Ata.ERROR)
 _AFTER_RESET = 0x0100
 """The error register after a reset: diagnostics passed."""
 
@@ -190,8 +195,7 @@ class Port:
     @property
     def pending(self) -> int:
         """PxIS."""
-        connect = Irq.CONNECT if self.serr & Serr.EXCHANGED else 0
-        return self.irq & ~IRQ_FROM_SERR | connect
+        return self.irq & ~_FROM_SERR | (_CONNECT if self.serr & _EXCHANGED else 0)
 
     @property
     def quiet(self) -> bool:
@@ -200,15 +204,15 @@ class Port:
 
     def _write_cmd(self, value: int) -> None:
         before = self.cmd
-        self.cmd = self.cmd & ~CMD_WRITABLE | value & CMD_WRITABLE
+        self.cmd = int(self.cmd & ~CMD_WRITABLE | value & CMD_WRITABLE)
         if value & Cmd.LIST_OVERRIDE:
-            self.tfd &= ~(Ata.BUSY | Ata.REQUEST)
-        self.cmd &= ~Cmd.FIS_RUNNING
+            self.tfd &= ~int(Ata.BUSY | Ata.REQUEST)
+        self.cmd &= ~int(Cmd.FIS_RUNNING)
         if self.cmd & Cmd.FIS_ENABLE:
-            self.cmd |= Cmd.FIS_RUNNING
+            self.cmd |= int(Cmd.FIS_RUNNING)
         if self.cmd & ~before & Cmd.START:
             self._halted = False
-            self.cmd |= Cmd.LIST_RUNNING
+            self.cmd |= int(Cmd.LIST_RUNNING)
         elif before & ~self.cmd & Cmd.START:
             self.abort()
             self._stop()
@@ -242,7 +246,7 @@ class Port:
             return
         limit = self.sctl >> SPEED_SHIFT & 0xF
         self.ssts = SSTS_PRESENT | min(limit or FASTEST, FASTEST) << SPEED_SHIFT
-        self.serr |= Serr.EXCHANGED
+        self.serr |= _EXCHANGED
         self._wants_link = False
         self._reset_drive()
 
@@ -265,7 +269,7 @@ class Port:
 
     def _stop(self) -> None:
         if not self.cmd & Cmd.START and self.quiet:
-            self.cmd &= ~(Cmd.LIST_RUNNING | Cmd.CURRENT_SLOT)
+            self.cmd &= ~int(Cmd.LIST_RUNNING | Cmd.CURRENT_SLOT)
 
     def _settle(self) -> None:
         if not self.quiet:
@@ -301,7 +305,7 @@ class Port:
         waiting = self.ci
         if not waiting or self._alone or self._halted or self._stale or self.drive is None:
             return None
-        if not self.cmd & Cmd.START or self.ssts & DET_MASK != SSTS_PRESENT & DET_MASK or not self._controller.enabled:
+        if not self.cmd & _START or self.ssts & DET_MASK != SSTS_PRESENT & DET_MASK or not self._controller.enabled:
             return None
         for step in range(1, SLOTS + 1):
             slot = (self._last_slot + step) % SLOTS
@@ -322,14 +326,14 @@ class Port:
         if self._running and not request.queued:
             return False
         self._last_slot = slot
-        self.cmd = self.cmd & ~Cmd.CURRENT_SLOT | slot << CURRENT_SLOT_SHIFT
+        self.cmd = self.cmd & ~_CURRENT_SLOT | slot << CURRENT_SLOT_SHIFT
         self._running[slot] = request
         if request.queued:
             self.ci &= ~(1 << slot)
             self.sact |= 1 << slot
         else:
             self._alone = True
-            self.tfd |= Ata.BUSY
+            self.tfd |= _BUSY
         drive.execute(request)
         return True
 
@@ -347,12 +351,12 @@ class Port:
     def _fatal(self, cause: Irq) -> None:
         """Nothing goes on until the driver has stopped the port."""
         self._halted = True
-        self.serr |= Serr.INTERNAL if cause & Irq.HOST_BUS_FATAL else Serr.PROTOCOL
-        self.irq |= cause
+        self.serr |= int(Serr.INTERNAL if cause & Irq.HOST_BUS_FATAL else Serr.PROTOCOL)
+        self.irq |= int(cause)
 
     def _receive(self, kind: FisType, frame: bytes) -> None:
         """Put a frame into the area for received ones."""
-        if self.cmd & Cmd.FIS_ENABLE:
+        if self.cmd & _FIS_ENABLE:
             try:
                 self._controller.memory.write(self.fb + fis.RECEIVED_AT[kind], frame)
             except OutsideMemory:
@@ -375,13 +379,13 @@ class Port:
         if self._running.get(slot) is not request or self._halted:
             return
         tf = request.tf
-        failed = status & Ata.ERROR
+        failed = status & _ERROR
         self.tfd = error << 8 | status
         if request.notify:
-            self.irq |= Irq.DESCRIPTOR
+            self.irq |= _DESCRIPTOR
         if request.queued:
             self._receive(FisType.DEVICE_BITS, fis.set_device_bits(status, error, 0 if failed else 1 << slot))
-            self.irq |= Irq.DEVICE_BITS
+            self.irq |= _DEVICE_BITS
             if not failed:
                 self.sact &= ~(1 << slot)
         else:
@@ -390,10 +394,10 @@ class Port:
             device = tf.device if device is None else device
             frame = fis.device_to_host(status, error, lba, device, count, interrupt=True)
             self._receive(FisType.D2H, frame)
-            self.irq |= Irq.D2H
+            self.irq |= _D2H
             self._end_alone(request, failed=bool(failed))
         if failed:
-            self.irq |= Irq.TASK_FILE
+            self.irq |= int(Irq.TASK_FILE)
             self._halted = True
             if request.queued and self.drive is not None:
                 self.drive.queue_failed(request, status, error)
@@ -410,7 +414,7 @@ class Port:
         self.pio_setup(request, len(data), to_host=True, end_status=OK)
         self.tfd = OK
         if request.notify:
-            self.irq |= Irq.DESCRIPTOR
+            self.irq |= _DESCRIPTOR
         self._end_alone(request, failed=False)
         del self._running[request.slot]
         self._alone = False
@@ -422,7 +426,7 @@ class Port:
         status = OK | Ata.REQUEST
         frame = fis.pio_setup(status, tf.lba, tf.device, tf.count, end_status, length, to_host=to_host)
         self._receive(FisType.PIO_SETUP, frame)
-        self.irq |= Irq.PIO_SETUP
+        self.irq |= _PIO
 
     def run(self, request: Request, steps: Iterator[Step], then: Callable[[int], None]) -> None:
         """Do the steps in the backend's threads, then ``then(errno)``."""

@@ -89,22 +89,24 @@ class Request:
             raise BadAddress from None
 
     def regions(self, length: int) -> list[tuple[int, int]]:
-        """The first ``length`` bytes of the data as ``(gpa, length)``, fewer if the table has fewer."""
+        """The first ``length`` bytes of the data as ``(gpa, length)``, fewer if the table has fewer; not checked."""
         found: list[tuple[int, int]] = []
-        last_end = -1
+        start = end = 0
         for gpa, count, interrupt in self._table_entries():
             if not length:
                 break
-            count = min(count, length)
-            if not self._memory.contains(gpa, count):
-                raise BadAddress
+            if count > length:
+                count = length
             self.notify |= interrupt
             length -= count
-            if gpa == last_end and self._memory.contains(found[-1][0], found[-1][1] + count):
-                found[-1] = (found[-1][0], found[-1][1] + count)
-            else:
-                found.append((gpa, count))
-            last_end = gpa + count
+            if gpa == end:
+                end += count
+                continue
+            if end > start:
+                found.append((start, end - start))
+            start, end = gpa, gpa + count
+        if end > start:
+            found.append((start, end - start))
         return found
 
     def buffers(self, length: int) -> list[memoryview]:
@@ -112,7 +114,10 @@ class Request:
         self._regions = self.regions(length)
         if sum(count for _, count in self._regions) < length:
             raise TableTooShort
-        return [self._memory.view(gpa, count) for gpa, count in self._regions]
+        try:
+            return [self._memory.view(gpa, count) for gpa, count in self._regions]
+        except OutsideMemory:
+            raise BadAddress from None
 
     def received(self) -> None:
         """The buffers were filled: whoever caches memory hears of it."""
@@ -128,7 +133,10 @@ class Request:
         """Copy data to the regions; returns how much found room."""
         at = 0
         for gpa, count in self.regions(len(data)):
-            self._memory.write(gpa, data[at : at + count])
+            try:
+                self._memory.write(gpa, data[at : at + count])
+            except OutsideMemory:
+                raise BadAddress from None
             at += count
         self.moved += at
         return at
