@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -147,6 +149,20 @@ def test_a_cd_is_mounted_and_read(boot, tmp_path: Path) -> None:
     guest.output("umount /cd")
     assert guest.run("dd if=/dev/zero of=/dev/sr0 count=1").status
     assert guest.run("dmesg | grep -iE 'ata[0-9]*.*(exception|failed|timeout)'").output == ""
+
+
+def test_the_example_of_the_page(backend, generic: GuestImage, image: Path, tmp_path: Path, monkeypatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    example = next(block for block in page.split("```sh\n")[1:] if "ahci-hd" in block).partition("```")[0]
+    words = shlex.split(example)
+    assert words[0] == "bhyve"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "debian.iso").write_bytes(b"disc".ljust(1 << 16, b"\0"))
+    (tmp_path / "vmlinuz").symlink_to(generic.kernel)
+    (tmp_path / "initrd").symlink_to(generic.initrd)
+    with Guest([sys.executable, "-m", "pyhyve.commands.bhyve", "-o", f"vmm.backend={backend}", *words[1:]]) as guest:
+        assert guest.output("cat /sys/block/sda/size") == f"{SIZE // 512}\n"
+        assert guest.output("head -c 4 /dev/sr0") == "disc"
 
 
 def test_several_drives_on_one_controller(boot, image: Path, tmp_path: Path) -> None:

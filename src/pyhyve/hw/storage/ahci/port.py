@@ -129,7 +129,17 @@ class Port:
 
     def read(self, register: int) -> int:
         """A 32-bit register."""
-        match register:
+        match register:  # those that every interrupt reads come first
+            case Px.IS:
+                return self.pending
+            case Px.SACT:
+                return self.sact
+            case Px.CI:
+                return self.ci
+            case Px.TFD:
+                return self.tfd
+            case Px.CMD:
+                return self.cmd
             case Px.CLB:
                 return self.clb & _ALL
             case Px.CLBU:
@@ -138,14 +148,8 @@ class Port:
                 return self.fb & _ALL
             case Px.FBU:
                 return self.fb >> 32
-            case Px.IS:
-                return self.pending
             case Px.IE:
                 return self.enable
-            case Px.CMD:
-                return self.cmd
-            case Px.TFD:
-                return self.tfd
             case Px.SIG:
                 return self.sig
             case Px.SSTS:
@@ -154,15 +158,21 @@ class Port:
                 return self.sctl
             case Px.SERR:
                 return self.serr
-            case Px.SACT:
-                return self.sact
-            case Px.CI:
-                return self.ci
         return 0
 
     def write(self, register: int, value: int) -> None:
         """A 32-bit register."""
         match register:
+            case Px.IS:
+                self.irq &= ~value
+                self._controller.update()
+            case Px.SACT:
+                if self.cmd & _START:
+                    self.sact |= value
+            case Px.CI:
+                if self.cmd & _START:
+                    self.ci |= value
+                    self._controller.schedule(self)
             case Px.CLB:
                 self.clb = self.clb & ~_ALL | value & ~0x3FF
             case Px.CLBU:
@@ -171,9 +181,6 @@ class Port:
                 self.fb = self.fb & ~_ALL | value & ~0xFF
             case Px.FBU:
                 self.fb = self.fb & _ALL | value << 32
-            case Px.IS:
-                self.irq &= ~value
-                self._controller.update()
             case Px.IE:
                 self.enable = value & IRQ_MASK
                 self._controller.update()
@@ -184,13 +191,6 @@ class Port:
             case Px.SERR:
                 self.serr &= ~value
                 self._controller.update()
-            case Px.SACT:
-                if self.cmd & Cmd.START:
-                    self.sact |= value
-            case Px.CI:
-                if self.cmd & Cmd.START:
-                    self.ci |= value
-                    self._controller.schedule(self)
 
     @property
     def pending(self) -> int:
