@@ -12,30 +12,27 @@ drive's options. A guest's access comes through BAR 5 to ``AhciController``; com
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from pyhyve.backends import block
-from pyhyve.backends.block import open_block
 from pyhyve.errors import DeviceError
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.config_space import Identity, Offset
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.registry import device
-from pyhyve.hw.storage.ahci.ata import AtaDisk
-from pyhyve.hw.storage.ahci.atapi import AtapiDrive
-from pyhyve.hw.storage.ahci.drive import Drive
-from pyhyve.hw.storage.ahci.hba import AhciController
-from pyhyve.hw.storage.ahci.identify import Identity as DriveIdentity
-from pyhyve.hw.storage.ahci.registers import MAX_PORTS, PORT_BASE, PORT_SIZE
 from pyhyve.lifecycle import State, saved_dict
+
+# The parts are imported when a controller is made: a machine without one should not wait for them.
+if TYPE_CHECKING:
+    from pyhyve.hw.storage.ahci.drive import Drive
 
 PORTS = 6
 """A controller has as many, or more where more drives are asked for."""
 
+MAX_PORTS = 32
 KINDS = ("hd", "cd")
-DRIVE_OPTIONS = block.OPTIONS | {"type", "ser", "rev", "model", "nmrr"}
+DRIVE_OPTIONS = frozenset({"type", "ser", "rev", "model", "nmrr"})
 MODELS = {"hd": "BHYVE SATA DISK", "cd": "BHYVE SATA DVD ROM"}
 _OF_EVERY_SLOT = frozenset({"legacy"})
 
@@ -49,6 +46,9 @@ class Ahci(PciFunction):
     """What a drive without a type is."""
 
     def __init__(self, environment: Environment, options: Mapping[str, str]) -> None:
+        from pyhyve.hw.storage.ahci.hba import AhciController
+        from pyhyve.hw.storage.ahci.registers import PORT_BASE, PORT_SIZE
+
         super().__init__(environment, options)
         drives: list[Drive | None] = []
         try:
@@ -93,6 +93,9 @@ class Ahci(PciFunction):
 
     def _ports(self, options: Mapping[str, str]) -> list[Mapping[str, str] | None]:
         """Each port's options, None for a port without a drive."""
+        from pyhyve.backends import block
+
+        known = DRIVE_OPTIONS | block.OPTIONS
         ports: dict[int, dict[str, str]] = {}
         for name, value in options.items():
             if name in _OF_EVERY_SLOT or name.startswith("pcireg."):
@@ -106,8 +109,10 @@ class Ahci(PciFunction):
                 raise DeviceError(f"{self._name}: there is no option '{name}'")
             if number >= MAX_PORTS:
                 raise DeviceError(f"{self._name}: there is no port {number}; a controller has up to {MAX_PORTS}")
-            if option not in DRIVE_OPTIONS:
-                near = difflib.get_close_matches(option, DRIVE_OPTIONS, 1)
+            if option not in known:
+                import difflib
+
+                near = difflib.get_close_matches(option, known, 1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise DeviceError(f"{self._name}: there is no option '{option}'{hint}")
             ports.setdefault(number, {})[option] = value
@@ -116,6 +121,11 @@ class Ahci(PciFunction):
         return [ports.get(number) for number in range(max(PORTS, *(number + 1 for number in ports), 0))]
 
     def _open(self, options: Mapping[str, str]) -> Drive:
+        from pyhyve.backends.block import open_block
+        from pyhyve.hw.storage.ahci.ata import AtaDisk
+        from pyhyve.hw.storage.ahci.atapi import AtapiDrive
+        from pyhyve.hw.storage.ahci.identify import Identity as DriveIdentity
+
         kind = options.get("type", self.default_kind)
         if kind not in KINDS:
             raise DeviceError(f"{self._name}: a port's type is hd or cd, not '{kind}'")

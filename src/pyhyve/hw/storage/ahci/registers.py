@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 
-MAX_PORTS = 32
 SLOTS = 32
 VERSION = 0x00010300
 PORT_BASE = 0x100
