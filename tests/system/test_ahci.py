@@ -151,15 +151,16 @@ def test_a_cd_is_mounted_and_read(boot, tmp_path: Path) -> None:
     assert guest.run("dmesg | grep -iE 'ata[0-9]*.*(exception|failed|timeout)'").output == ""
 
 
-def test_the_example_of_the_page(backend, generic: GuestImage, image: Path, tmp_path: Path, monkeypatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+def test_the_example_of_the_page(backend, generic: GuestImage, image: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text().replace("\\\n", " ")
     examples = [block.partition("```")[0] for block in page.split("```sh\n")[1:]]
     words = next(shlex.split(example) for example in examples if "ahci-hd" in example)
     assert words[0] == "bhyve"
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "debian.iso").write_bytes(b"disc".ljust(1 << 16, b"\0"))
-    (tmp_path / "vmlinuz").symlink_to(generic.kernel)
-    (tmp_path / "initrd").symlink_to(generic.initrd)
+    iso = tmp_path / "debian.iso"
+    iso.write_bytes(b"disc".ljust(1 << 16, b"\0"))
+    files = {"disk.img": image, "debian.iso": iso, "=vmlinuz": f"={generic.kernel}", "=initrd": f"={generic.initrd}"}
+    for name, path in files.items():
+        words = [word.replace(name, str(path)) for word in words]
     with Guest([sys.executable, "-m", "pyhyve.commands.bhyve", "-o", f"vmm.backend={backend}", *words[1:]]) as guest:
         assert guest.output("cat /sys/block/sda/size") == f"{SIZE // 512}\n"
         assert guest.output("head -c 4 /dev/sr0") == "disc"
