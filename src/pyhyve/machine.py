@@ -294,6 +294,7 @@ class Machine:
             send_msi=self.vm.send_msi,
             doorbells=self.vm,
             power=self.power,
+            virtio_msix=self.config.get_bool("virtio_msix"),
         )
         taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
         irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
