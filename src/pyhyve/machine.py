@@ -295,6 +295,7 @@ class Machine:
             doorbells=self.vm,
             power=self.power,
             virtio_msix=self.config.get_bool("virtio_msix"),
+            name=self.name,
         )
         taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
         irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
