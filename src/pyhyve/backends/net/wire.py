@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -27,6 +28,7 @@ HELLO: Final = b"pyhyve-net 1\0"
 """Begins with a byte that no virtio-net header has first; a byte of ``Offload`` follows."""
 
 BATCH: Final = 64
+LONGEST_PATH: Final = 107
 BUFFER: Final = 4 << 20
 RETRY_NS: Final = 1_000_000_000
 _ALL = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.ECN
@@ -56,6 +58,8 @@ class Wire:
         self._on_link: Callable[[bool], None] | None = None
         self._retry = loop.timer(self._look_again)
         try:
+            if not path or len(os.fsencode(path)) > LONGEST_PATH:
+                raise OSError(errno.ENAMETOOLONG, f"the path of a socket has 1 to {LONGEST_PATH} bytes")
             self._find_other_end()
         except OSError as error:
             raise DeviceError(f"network backend socket={path}: {error.strerror or error}") from None
@@ -140,9 +144,8 @@ class Wire:
             try:
                 end.connect(self.path)
             except (FileNotFoundError, ConnectionRefusedError):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path)  # left by a machine that is gone
                 try:
+                    self._clear_away()
                     end.bind(self.path)
                     end.listen(1)
                 except OSError:
@@ -157,6 +160,13 @@ class Wire:
             else:
                 self._peer = end
                 self._say_hello()
+
+    def _clear_away(self) -> None:
+        """Remove a socket left by a machine that is gone. Raises ``OSError`` for any other file."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                raise OSError(errno.EEXIST, "there is a file that is no socket")
+            os.unlink(self.path)
 
     def _look_again(self) -> None:
         if self._closed or self._peer is not None or self._listener is not None:
