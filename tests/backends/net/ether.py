@@ -6,6 +6,7 @@ import queue
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 
 from pyhyve.backends.net import NetBackend
@@ -76,8 +77,9 @@ class Card:
 
     def packet(self, wanted: Callable[[bytes], object] = lambda frame: True) -> tuple[f.Header, bytes]:
         """The next packet whose frame is wanted; others are thrown away."""
+        deadline = time.monotonic() + PATIENCE
         while True:
-            packet = self.packets.get(timeout=PATIENCE)
+            packet = self.packets.get(timeout=max(deadline - time.monotonic(), 0))
             if wanted(packet[f.HEADER_SIZE :]):
                 return f.Header.parse(packet), packet[f.HEADER_SIZE :]
 

@@ -19,7 +19,7 @@ from tests.backends.net.ether import MAC, PATIENCE, Card, ethernet, tcp_is_sound
 
 NAME = f"tap{os.getpid()}"
 PLACE = Path("/sys/class/net") / NAME
-HOST, GUEST = "192.0.2.1", "192.0.2.2"
+HOST, GUEST = "198.51.100.1", "198.51.100.2"
 
 
 @pytest.fixture
