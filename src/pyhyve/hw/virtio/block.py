@@ -3,8 +3,9 @@
 Document: Virtual I/O Device (VIRTIO) 1.2, §5.2.
 
 A request is a chain: a header to read (what, and the first sector), data to read or to write, and one byte to write,
-the outcome. Data moves between the image and the guest's buffers without a copy here: the block backend gets the buffers
-and calls back, in a thread of its own, when it is done. Many requests are under way at a time, and end in any order.
+the outcome. Data moves between the image and the guest's buffers without a copy here: the block backend gets the
+buffers and calls back, in a thread of its own, when it is done. Many requests are under way at a time, and end in any
+order.
 
 A flush is done when the host's disk has everything that was written before. A driver that knows no flush gets a disk
 without a cache: each of its writes is flushed before it is done.
