@@ -138,6 +138,10 @@ class Queue(ABC):
     def push(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back with ``written`` bytes of its writable buffers filled."""
 
+    def forget(self, chain: Chain) -> None:
+        """The driver has reset the device: ``chain`` is not given back. The queue is not used any more either."""
+        self.in_flight -= 1
+
     @abstractmethod
     def wants_interrupt(self) -> bool:
         """Whether to interrupt the driver for what was pushed since the last call."""
