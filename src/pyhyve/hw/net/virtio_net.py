@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Mapping
-from enum import IntEnum, IntFlag
+from enum import Enum, IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final
 
 from pyhyve.backends.net import MIN_MTU, Offload, open_net, read_mac, read_mtu
@@ -95,6 +95,15 @@ class Class(IntEnum):
     GUEST_OFFLOADS = 5
 
 
+class Put(Enum):
+    """What became of a packet for the driver."""
+
+    DONE = "done"
+    LATER = "wait for buffers"
+    AGAIN = "buffers came at this moment"
+
+
+_AFTER = {False: Put.LATER, True: Put.AGAIN}
 _RX_MODES = ("promiscuous", "all_multicast", "all_unicast", "no_multicast", "no_unicast", "no_broadcast")
 _BROADCAST = b"\xff" * 6
 OK, ERROR = b"\0", b"\1"
@@ -103,6 +112,11 @@ LONGEST_COMMAND: Final = 65536
 
 def _addresses(table: bytes) -> set[bytes]:
     return {table[at : at + 6] for at in range(0, len(table), 6)}
+
+
+def _leave(ring: Queue, chains: list[Chain]) -> None:
+    for chain in reversed(chains):
+        ring.unpop(chain)
 
 
 def features_of(offload: Offload) -> int:
@@ -191,10 +205,8 @@ class VirtioNet(VirtioDevice):
             self._deliver()
 
     def wants(self, index: int) -> bool:
-        """New buffers matter only to packets that wait; new packets only to a backend with room."""
-        if index == self._control_index:
-            return True
-        return not self._blocked if index & 1 else bool(self._waiting)
+        """New packets matter only to a backend with room; new buffers were asked for where they ran out."""
+        return index == self._control_index or (index & 1 == 1 and not self._blocked)
 
     @property
     def _control_index(self) -> int:
@@ -247,9 +259,10 @@ class VirtioNet(VirtioDevice):
             ring = self.queues[index].ring
             if ring is not None and self._may_reach_memory():
                 touched[index] = ring
-                if not self._put(ring, packet):
-                    if ring.want_notifications():
-                        continue  # buffers came at this moment
+                put = self._put(ring, packet)
+                if put is Put.AGAIN:
+                    continue
+                if put is Put.LATER:
                     self.backend.pause()
                     break
             waiting.popleft()
@@ -258,11 +271,11 @@ class VirtioNet(VirtioDevice):
         for index, ring in touched.items():
             self.interrupt(index, ring)
 
-    def _put(self, ring: Queue, packet: bytes) -> bool:
-        """Copy one packet; True if it has been dealt with, False if it has to wait for buffers."""
+    def _put(self, ring: Queue, packet: bytes) -> Put:
+        """Copy one packet, or drop it if it can never fit."""
         chain = ring.pop()
         if chain is None:
-            return False
+            return _AFTER[ring.want_notifications()]
         size = len(packet)
         buffers = chain.writable
         if self._header == HEADER_SIZE and buffers and len(buffers[0]) >= size:
@@ -270,24 +283,31 @@ class VirtioNet(VirtioDevice):
             first[:size] = packet
             first[10:12] = b"\1\0"
             ring.push(chain, size)
-            return True
+            return Put.DONE
         if self._header != HEADER_SIZE:
             packet = packet[:10] + packet[HEADER_SIZE:]
         return self._scatter(ring, chain, packet)
 
-    def _scatter(self, ring: Queue, chain: Chain, packet: bytes) -> bool:
+    def _scatter(self, ring: Queue, chain: Chain, packet: bytes) -> Put:
+        """Copy one packet to as many chains as it takes."""
         size, room, chains = len(packet), chain.writable_size, [chain]
-        while room < size:
-            more = ring.pop() if self.negotiated(Feature.MRG_RXBUF) and len(chains) < ring.size else None
-            if more is None:
-                break
-            chains.append(more)
-            room += more.writable_size
+        merges = self.negotiated(Feature.MRG_RXBUF)
+        result = Put.DONE
+        try:
+            while room < size and merges and len(chains) < ring.size:
+                more = ring.pop()
+                if more is None:
+                    # asked here, it is the buffer after all these that the driver is to tell of
+                    result = _AFTER[ring.want_notifications()]
+                    break
+                chains.append(more)
+                room += more.writable_size
+        except RingError:
+            _leave(ring, chains)
+            raise
         if room < size:
-            for other in reversed(chains):
-                ring.unpop(other)
-            # a packet for which the buffers can never be enough is dropped
-            return not self.negotiated(Feature.MRG_RXBUF) or len(chains) == ring.size
+            _leave(ring, chains)
+            return result
         if self._header == HEADER_SIZE:
             packet = packet[:10] + len(chains).to_bytes(2, "little") + packet[HEADER_SIZE:]
         rest = memoryview(packet)
@@ -295,7 +315,7 @@ class VirtioNet(VirtioDevice):
             written = each.write(rest)
             ring.push(each, written)
             rest = rest[written:]
-        return True
+        return Put.DONE
 
     def _passes(self, packet: bytes) -> bool:
         """Whether the driver wants a frame."""
