@@ -11,6 +11,7 @@ from pyhyve.bus.pio import PioBus
 from pyhyve.errors import BackendError
 from pyhyve.vcpu import Platform, Vcpu, VcpuSet, Verdict
 from pyhyve.vmm import exits
+from pyhyve.vmm.api import Capability
 from pyhyve.vmm.exits import Suspended, SuspendReason
 from pyhyve.vmm.registers import Reg, SegmentName
 from tests.fakecpu import ScriptedCpu
@@ -268,6 +269,88 @@ def test_a_pause_holds_every_vcpu_until_resume():
     machine.set.join()
 
 
+def resting(machine):
+    """Wait until every vCPU that was added rests."""
+    rest = threading.Event()
+    machine.set.on_rest = rest.set
+    machine.set.break_in()
+    assert rest.wait(10)
+    assert machine.set.at_rest()
+
+
+def test_a_vcpu_rests_behind_the_instruction_that_left():
+    machine = Machine([exits.InOut(0x80, 1, True)])
+
+    class Holding(Latch):
+        def read(self, offset, size):
+            machine.set.break_in()
+            return self.value
+
+    machine.pio.register(0x80, 1, Holding(0x55), "latch")
+    rest = threading.Event()
+    machine.set.on_rest = rest.set
+    machine.set.add(0)
+    assert rest.wait(10)
+    assert machine.cpus[0].answers == [0x55]
+    assert machine.counters["bogus"] == 1, "it ran once more, by a kick, so that the backend took the answer"
+    machine.set.end(1)
+    machine.set.join()
+
+
+def test_a_break_and_a_pause_are_independent():
+    machine = Machine([], [])
+    machine.set.add(0)
+    machine.set.add(1)
+    resting(machine)
+    machine.set.pause()
+    machine.set.release()
+    assert machine.set.at_rest(), "it is suspended still"
+    machine.set.break_in()
+    machine.set.resume()
+    assert machine.set.at_rest(), "the debugger holds it still"
+    for cpu in machine.cpus:
+        cpu.asleep.clear()
+    machine.set.release([1])
+    assert machine.cpus[1].asleep.wait(10)
+    assert not machine.cpus[0].asleep.is_set()
+    resting(machine)
+    machine.set.release()
+    assert not machine.set.attention
+    machine.set.end(1)
+    machine.set.join()
+
+
+def test_a_stopped_machine_can_end():
+    machine = Machine([], [])
+    machine.set.break_in()
+    machine.set.add(0)
+    machine.set.add(1)
+    machine.set.end(3)
+    machine.set.join()
+    assert machine.set.outcome == 3
+    assert not machine.cpus[0].asleep.is_set()
+
+
+def test_a_step_is_told_when_it_is_done():
+    told = []
+    machine = Machine([exits.Bogus(), exits.Mtrap()])
+    vcpu = machine.set.vcpus[0]
+    vcpu.on_debug = lambda _vcpu, exit_: (told.append(exit_), machine.set.break_in())
+    machine.set.break_in()
+    machine.set.add(0)
+    vcpu.step(True)
+    assert machine.cpus[0].capabilities == {Capability.MTRAP_EXIT: True}
+    rest = threading.Event()
+    machine.set.on_rest = lambda: told and rest.set()
+    machine.set.release()
+    assert rest.wait(10)
+    vcpu.step(False)
+    assert told == [exits.Mtrap()]
+    assert machine.cpus[0].capabilities == {Capability.MTRAP_EXIT: False}
+    machine.set.end(1)
+    machine.set.join()
+
+
 def test_a_hold_keeps_every_vcpu_out_of_the_guest_and_lets_it_go():
     machine = Machine([])
     machine.set.add(0)
@@ -408,7 +491,7 @@ def test_the_last_vcpu_to_spin_down_is_a_reset():
 
 def test_a_vcpu_pinned_to_a_cpu_that_is_not_there_ends_with_one_line():
     machine = Machine([OFF])
-    machine.set.pin(0, 4095)
+    machine.set.pin(0, frozenset({4095}))
     assert machine.run() == 4
     assert "cannot pin vcpu 0 to host CPU 4095" in machine.set.message
 

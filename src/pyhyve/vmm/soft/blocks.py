@@ -46,8 +46,6 @@ def code_create(e, s, size):
     rx: cython.p_void
     data: cython.p_void
     fd: cython.int
-    i: uint32_t
-    top: uint64_t = 0
     if c == cython.NULL:
         return -1
     fd = memfd_create("pyhyve-code", 1)
@@ -58,10 +56,7 @@ def code_create(e, s, size):
     rx = mmap(cython.NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0)
     close(fd)
     data = mmap(cython.NULL, DATA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    for i in range(e.region_count):
-        if e.regions[i].gpa + e.regions[i].size > top:
-            top = e.regions[i].gpa + e.regions[i].size
-    c.page_count = top >> 12
+    c.page_count = pages_of(e)
     c.pages = cython.cast(cython.pointer(cython.pointer(CodePage)), calloc(c.page_count, 8))
     c.index_size = INDEX_SIZE
     c.index = cython.cast(cython.pointer(cython.pointer(Block)), calloc(INDEX_SIZE, 8))
@@ -73,6 +68,32 @@ def code_create(e, s, size):
     c.data = cython.cast(cython.pointer(uint8_t), data)
     c.data_size = DATA_SIZE
     e.code = c
+    return 0
+
+
+def pages_of(e):
+    """How many pages there are up to the end of the highest memory."""
+    i: uint32_t
+    top: uint64_t = 0
+    for i in range(e.region_count):
+        if e.regions[i].gpa + e.regions[i].size > top:
+            top = e.regions[i].gpa + e.regions[i].size
+    return top >> 12
+
+
+def code_grow(e):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    count: uint64_t = pages_of(e)
+    pages: cython.p_void
+    if count <= c.page_count:
+        return 0
+    pages = calloc(count, 8)
+    if pages == cython.NULL:
+        return -1
+    free(c.pages)
+    c.pages = cython.cast(cython.pointer(cython.pointer(CodePage)), pages)
+    c.page_count = count
+    code_flush(e)
     return 0
 
 
@@ -422,3 +443,39 @@ def code_changed(e, gpa, size):
         if has_code(e, gpa):
             code_written(e, cython.NULL, gpa, cython.cast(uint32_t, piece))
         gpa += piece
+
+
+def page_covers(page, offsets):
+    """Is there a block with code at one of ``offsets`` of this page?"""
+    b: cython.pointer(Block) = page.first
+    at: uint32_t
+    end: uint32_t
+    while b != cython.NULL:
+        at = b.gpa & 0xFFF
+        end = at + b.size if at + b.size < 4096 else 4096
+        while b.valid and at < end:
+            if (offsets[at >> 6] >> (at & 63)) & 1:
+                return True
+            at += 1
+        b = b.page_next
+    return False
+
+
+def offsets_changed(e, s, offsets):
+    """Drop the code of every page that has some at ``offsets``: what is looked for there is another thing now.
+
+    Whole pages, for what is linked inside a page then comes by the lookup once and not for ever.
+    """
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    number: uint64_t
+    covers: cython.bint
+    if c == cython.NULL:
+        return
+    for number in range(c.page_count):
+        if c.pages[number] == cython.NULL:
+            continue
+        lock_code(e, s)
+        covers = c.pages[number] != cython.NULL and page_covers(c.pages[number], offsets)
+        unlock_code(e)
+        if covers:
+            code_written(e, s, number << 12, 4096)

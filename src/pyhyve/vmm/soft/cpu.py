@@ -23,6 +23,20 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     mode_slot,
     retire,
 )
+from cython.cimports.pyhyve.vmm.soft.debug import (
+    DR6_BS,
+    STEP,
+    STOP,
+    TRAP,
+    before_instruction,
+    branch_step,
+    interrupt_held,
+    is_armed,
+    left_to_python,
+    pass_over,
+    raise_debug,
+    report_hits,
+)
 from cython.cimports.pyhyve.vmm.soft.decode import ops
 from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
 from cython.cimports.pyhyve.vmm.soft.helpers import table
@@ -51,13 +65,13 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     CS,
     DONE,
     EXC_AC,
-    EXC_DB,
     EXC_DE,
     EXC_GP,
     EXC_MF,
     EXC_SS,
     EXC_UD,
     EXC_XM,
+    EXIT_DEBUG,
     EXIT_EOI,
     EXIT_FAILED,
     EXIT_HALTED,
@@ -73,6 +87,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FAULT,
     FLAG_RF,
     FLAG_TF,
+    HIT_DEBUGGER,
     LEAVE,
     LOW32,
     MMU_KERNEL,
@@ -89,6 +104,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_KICK,
     PENDING_NMI,
     PENDING_TIMER,
+    SHADOW_SS,
     SS,
     CpuState,
     Engine,
@@ -464,12 +480,9 @@ def settle(s):
         s.events &= ~cython.cast(uint32_t, PENDING_KICK)
         return leave_with(s, EXIT_KICKED, 0, 0)
     if s.events & PENDING_INIT:
-        # The boot processor starts again at the reset vector, any other waits for a start-up IPI (SDM Vol. 3A 9.4).
         s.events = 0
         s.intack_wait = 0
         reset_cpu(s, True)
-        if s.index == 0:
-            return False
         __atomic_exchange_n(cython.address(s.down), 1, 5)
         return leave_with(s, EXIT_SPINDOWN, 0, 0)
     if s.inhibit:
@@ -484,7 +497,7 @@ def settle(s):
         s.events &= ~cython.cast(uint32_t, PENDING_NMI)
         s.halted = 0
         return deliver_nmi(s) == LEAVE
-    if s.events & (PENDING_INTERRUPT | PENDING_EXTINT):
+    if s.events & (PENDING_INTERRUPT | PENDING_EXTINT) and not interrupt_held(s):
         vector = lapic_deliverable(s)
         if s.iff:
             if s.intr_line and lapic_extint_enabled(s):
@@ -593,6 +606,8 @@ def run_loop(s):
     i: uint32_t
     step: cython.bint
     trap: cython.bint
+    taken: uint64_t
+    length: uint32_t
     patch: cython.bint = False
     patch_flushes: uint64_t = 0
     afresh: cython.bint = False
@@ -605,16 +620,28 @@ def run_loop(s):
             world_go(e)
         if e.stop and s.alone == 0:
             park(s)
+        if s.watch_hits and report_hits(s):
+            return True
         if s.exc_pending:
             s.count_exceptions += 1
             s.replay = 0
+            s.passing = 0
             if deliver_exception(s) == LEAVE:
                 return True
+            if s.step_exit:
+                return leave_with(s, EXIT_STEP, 0, 0)  # at the first instruction of the handler
+        if s.passing:
+            pass_over(s, linear_rip(s))
         if s.pending or s.events or s.eoi_count or s.mmio_writes or s.intack_wait:
+            taken = s.count_interrupts
             if settle(s):
                 return True
             if s.exc_pending:
                 continue
+            if s.step_exit and taken != s.count_interrupts:
+                return leave_with(s, EXIT_STEP, 0, 0)
+        if s.watch_hits and s.inhibit != SHADOW_SS:
+            continue
         if s.halted:
             if wakes(s):
                 s.halted = 0
@@ -637,6 +664,13 @@ def run_loop(s):
             s.slot_mode = s.mode
         trap = (s.flags_system & FLAG_TF) != 0
         step = trap or s.inhibit or s.step_once or s.step_exit or s.replay
+        if is_armed(s.engine, va & 0xFFF):
+            status = before_instruction(s, va)
+            if status == STOP:
+                return True
+            if status == TRAP:
+                continue
+            step = step or status == STEP
         i = jump_index(va)
         if step:
             b = find_block(s, True)
@@ -662,6 +696,8 @@ def run_loop(s):
             if s.exc_pending == 0:
                 return True
             continue
+        length = b.size if step else 0
+        s.stepping = step
         s.mmio_cursor = 0
         s.flags_system &= ~cython.cast(uint64_t, FLAG_RF)
         s.count_enter += 1
@@ -689,13 +725,14 @@ def run_loop(s):
             status = table[ops[insn.op].helper](s, insn)
             if status == FAULT:
                 continue
+            if s.watch_hits and insn.rep and linear_rip(s) == s.page_va + s.exit_target:
+                s.flags_system |= FLAG_RF  # between two iterations of a string instruction (17.3.1.1)
             if trap:
                 trap = trap_follows(s, insn)
             if status == LEAVE:
                 if s.exit.kind == EXIT_MMIO_READ:
                     s.replay = 1
-                elif trap:
-                    s.trap_after = 1
+                left_to_python(s, va, linear_rip(s), trap)
                 return True
         elif why == X_RAISE:
             set_linear(s, s.page_va + s.exit_target)
@@ -708,6 +745,7 @@ def run_loop(s):
             if status == LEAVE:
                 if s.exit.kind == EXIT_MMIO_READ:
                     s.replay = 1
+                s.watch_hits = 0
                 return True
             if status == ALONE:
                 world_stop(e, s)
@@ -724,12 +762,13 @@ def run_loop(s):
             s.step_once = 0
             s.replay = 0
             s.mmio_reads = 0
-            if trap:
-                s.dr[6] |= 0x4000
-                raise_fault(s, EXC_DB, False, 0)
-                if why == X_HELPER and linear_rip(s) == va:
-                    s.flags_system |= FLAG_RF  # between two iterations of a string instruction (17.3.1.1)
-            if s.step_exit:
+            if why == X_HELPER and insn.rep and linear_rip(s) == va:
+                s.flags_system |= FLAG_RF
+            else:
+                s.passing = 0
+            if trap and not branch_step(s, va, length):
+                raise_debug(s, DR6_BS)
+            if s.step_exit and (s.watch_hits & HIT_DEBUGGER) == 0:
                 return leave_with(s, EXIT_STEP, 0, 0)
 
 
@@ -771,10 +810,17 @@ def cpu_run(s):
     if s.replay and s.answered:
         s.mmio_read[s.mmio_reads - 1].value = s.answer
         s.answered = 0
+    if s.exc_pending:
+        s.trap_after = s.step_after = 0  # what the machine injects takes the place of the instruction's end
     if s.trap_after:
         s.trap_after = 0
-        s.dr[6] |= 0x4000
-        raise_fault(s, EXC_DB, False, 0)
+        raise_debug(s, DR6_BS)
+    if s.step_after:
+        s.step_after = 0
+        if s.step_exit and (s.watch_hits & HIT_DEBUGGER) == 0:
+            s.passing = 1
+            leave_with(s, EXIT_STEP, 0, 0)
+            return
     if not fsgsbase_allowed():
         syscall(158, 0x1001, s)  # arch_prctl(ARCH_SET_GS)
     s.count_exits += 1
@@ -791,6 +837,8 @@ def cpu_run(s):
     stop_running(s)
     native.xrstor(area, s.engine.xsave_mask)
     s.tsc_run += native.rdtsc() - start
+    if s.exit.kind == EXIT_DEBUG or s.exit.kind == EXIT_STEP:
+        s.passing = 1
     if s.mmio_writes:
         s.held = s.exit
         next_write(s)

@@ -22,6 +22,7 @@ cdef enum:
     SYS_PRCTL = 157
     FUTEX_WAIT_PRIVATE = 128
     FUTEX_WAKE_PRIVATE = 129
+    PR_SET_NAME = 15
     PR_SET_TIMERSLACK = 29
 
     # Registers, as offsets in the xAPIC page (SDM Vol. 3A table 11-1).

@@ -515,6 +515,8 @@ def timer_loop(e):
     s: cython.pointer[CpuState]
     a: cython.pointer[Lapic]
     timeout: Timespec
+    name: cython.p_char = b"timer"
+    syscall(SYS_PRCTL, PR_SET_NAME, name, 0, 0, 0)
     syscall(SYS_PRCTL, PR_SET_TIMERSLACK, 1, 0, 0, 0)
     while True:
         # Whoever sets a deadline after `seen` was read and before the plan is known pokes in any case.

@@ -94,7 +94,8 @@ cdef void tlb_flush_page(CpuState *s, uint64_t va) noexcept nogil
 cdef uint32_t tlb_protect(Engine *e, uint64_t gpa) noexcept nogil
 
 # The slow path of emitted code. Returns what to add to `va` to get a host address: RAM filled into the TLB, or the
-# bounce buffer. *status: DONE, FAULT or LEAVE (or CODE_WRITE: the write hits the block that runs; go on in step mode).
+# bounce buffer. *status: DONE, FAULT or LEAVE (or CODE_WRITE: the write hits the block that runs,
+# or the access touches watched bytes; go on in step mode).
 cdef enum:
     CODE_WRITE = 3
     ALONE = 4            # an atomic access that crosses a page: run it again with the world stopped

@@ -18,6 +18,7 @@ Writes are queued and told behind the instruction. Only the local APIC's page is
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import code_written, has_code
+from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, watch_access, watched_page
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, REG_RIP
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_read, lapic_write
 from cython.cimports.pyhyve.vmm.soft.native import native
@@ -332,6 +333,12 @@ def lookup(s, va, access, mode, host, gpa):
                 t.write_tag = empty
     if access != ACCESS_WRITE:
         host[0] = address + (va & PAGE_OFFSET)
+    if s.watch_count:
+        watched: uint32_t = watched_page(s, page)
+        if watched & WATCH_READ:
+            t.read_tag = empty
+        if watched & WATCH_WRITE:
+            t.write_tag = empty
     return DONE
 
 
@@ -666,6 +673,8 @@ def read_slow(s, va, size, mode, value):
         and lookup(s, next_page(s, va), ACCESS_READ, mode, cython.address(host2), cython.address(gpa2)) != DONE
     ):
         return FAULT
+    if s.watch_count:
+        watch_access(s, va, first, next_page(s, va), size - first, WATCH_READ)
     if read_part(s, host, gpa, bytes_, first) != DONE:
         return LEAVE
     if first < size and read_part(s, host2, gpa2, bytes_ + first, size - first) != DONE:
@@ -714,6 +723,8 @@ def write_slow(s, va, size, mode, value):
         and lookup(s, next_page(s, va), ACCESS_WRITE, mode, cython.address(host2), cython.address(gpa2)) != DONE
     ):
         return FAULT
+    if s.watch_count:
+        watch_access(s, va, first, next_page(s, va), size - first, WATCH_WRITE)
     overwrites_code(s, host, gpa, first)
     if first < size:
         overwrites_code(s, host2, gpa2, size - first)
@@ -768,6 +779,10 @@ def mem_pointer(s, va, size, access, mode, status):
         if s.engine.cpu_count > 1 and has_code(s.engine, gpa):
             s.open_gpa = gpa
             s.open_size = left
+    if s.watch_count:
+        watch_access(
+            s, va, size if size < left else left, 0, 0, WATCH_WRITE if access & ACCESS_WRITE else WATCH_READ
+        )
     status[0] = DONE
     return cython.cast(cython.pointer[uint8_t], host)
 
@@ -877,6 +892,11 @@ def tlb_fill(s, va, size, access, status):
         ):
             status[0] = FAULT
             return 0
+    if s.watch_count and watch_access(
+        s, va, s.bounce_first, where, size - s.bounce_first, WATCH_WRITE if kind == ACCESS_WRITE else WATCH_READ
+    ):
+        status[0] = CODE_WRITE
+        return 0
     if kind == ACCESS_WRITE:
         for i in range(parts):
             length = s.bounce_first if i == 0 else size - s.bounce_first

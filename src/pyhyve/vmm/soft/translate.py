@@ -25,6 +25,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     code_alloc,
     link_to,
 )
+from cython.cimports.pyhyve.vmm.soft.debug import MOST_CHECKS, armed_at, is_armed
 from cython.cimports.pyhyve.vmm.soft.decode import (
     ATTR_V,
     DECODED,
@@ -681,6 +682,37 @@ def emit_event_check(x: cython.pointer(Context), target: uint32_t, live: uint32_
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def emit_breakpoints(x: cython.pointer(Context), start: uint32_t) -> cython.void:
+    """Leave for the loop if this is the page of a breakpoint at page offset ``start``. No flag is touched."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    found: uint64_t[MOST_CHECKS]
+    n: uint32_t = armed_at(x.s.engine, start, found)
+    i: uint32_t
+    page: int64_t
+    skip: cython.pointer(uint8_t)
+    if n > MOST_CHECKS:
+        add_cold(x, COLD_EVENT, jmp_fwd(a), start, 0)
+        return
+    for i in range(n):
+        page = cython.cast(int64_t, found[i] - start)
+        mov(a, T1, HRCX)
+        load_gs(a, HRCX, off(x.s, cython.address(x.s.page_va)))
+        if -page == cython.cast(int32_t, -page):
+            lea(a, 1, HRCX, HRCX, NO_REG, 0, -page)
+        else:
+            mov_imm64(a, T2, cython.cast(uint64_t, -page))
+            lea(a, 1, HRCX, HRCX, T2, 0, 0)
+        skip = short_fwd(a, 0xE3)
+        mov(a, HRCX, T1)
+        rel: cython.pointer(uint8_t) = short_fwd(a, 0xEB)
+        land_short(a, skip)
+        add_cold(x, COLD_RESTORE_EVENT, jmp_fwd(a), start, 0)
+        land_short(a, rel)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def op_load32_rcx(a: cython.pointer(Asm), offset: uint64_t) -> cython.void:
     load_gs32(a, HRCX, offset)
 
@@ -1088,6 +1120,8 @@ def decode_block(x: cython.pointer(Context), gpa: uint64_t, code: cython.pointer
     while x.count < max_insns:
         if x.count and block_find(x.c, gpa + at, x.mode) != cython.NULL:
             break
+        if x.count and is_armed(x.s.engine, start + at):
+            break  # a breakpoint is looked for where a block starts
         insn = cython.address(x.insns[x.count])
         if at >= avail or decode(code + at, avail - at, x.mode, insn) != DECODED:
             break
@@ -1138,6 +1172,8 @@ def find_live_flags(x: cython.pointer(Context)) -> cython.void:
         if x.mode & MODE_STEP:
             x.live[i] = FLAGS_ARITH
             live = FLAGS_ARITH
+    if is_armed(x.s.engine, x.insns[0].page_offset):
+        live = FLAGS_ARITH  # who stops there wants to see them
     x.block.flags_in = live
 
 
@@ -1195,6 +1231,8 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     if x.mode & MODE_STEP == 0:  # a step runs with events put off
         emit_event_check(x, start, b.flags_in)
     b.chained = here(a)
+    if not x.mode & MODE_STEP:
+        emit_breakpoints(x, start)
     for i in range(x.count):
         x.current = i
         add_map(x, cython.address(x.insns[i]))
