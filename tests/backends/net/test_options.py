@@ -1,6 +1,6 @@
 import pytest
 
-from pyhyve.backends.net import libslirp, open_net, read_mac, read_mtu, read_queues
+from pyhyve.backends.net import libslirp, open_net, read_mac, read_mtu, read_queues, tap
 from pyhyve.errors import DeviceError
 
 
@@ -15,6 +15,14 @@ def test_a_card_without_a_backend_has_no_link(loop):
 def test_an_unknown_backend_is_refused_with_those_there_are(loop, spec):
     with pytest.raises(DeviceError, match=r"unknown network backend.*use user, tapN"):
         open_net({"backend": spec}, loop)
+
+
+def test_a_type_says_the_kind_where_the_name_does_not(loop, monkeypatch):
+    monkeypatch.setattr(tap, "DEVICE", "/nonexistent/tun")
+    with pytest.raises(DeviceError, match="network backend vm0: cannot open /nonexistent/tun"):
+        open_net({"backend": "vm0", "type": "tap"}, loop)
+    with pytest.raises(DeviceError, match="unknown type of network backend 'bridge': use tap, user or slirp"):
+        open_net({"backend": "vm0", "type": "bridge"}, loop)
 
 
 def test_netgraph_is_said_to_be_freebsds(loop):

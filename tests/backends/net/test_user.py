@@ -220,6 +220,7 @@ def test_what_the_guest_left_undone_is_done(card, server):
 
 
 def test_a_paused_card_stops_the_sender_and_goes_on(card, server, thread):
+    card.backend.set_offload(Offload.CSUM | Offload.TSO4)
     connection = Connection(card, answer_arp(card), server.getsockname()[1])
     accepted, _ = server.accept()
     with accepted:

@@ -80,10 +80,16 @@ class NetBackend(Protocol):
 def open_net(options: Mapping[str, str], loop: EventLoop) -> NetBackend:
     """The backend that ``options["backend"]`` names, with the options of its kind beside it.
 
-    Without one the card is not connected. Raises ``DeviceError`` with one line.
+    ``type`` (bhyve_config(5)) says the kind where the name does not: an interface of any name with ``type=tap``.
+    Without a backend the card is not connected. Raises ``DeviceError`` with one line.
     """
     spec = options.get("backend", "none")
     kind, _, rest = spec.partition("=")
+    named = options.get("type")
+    if named in ("user", "slirp"):
+        spec = named
+    elif named not in (None, "tap"):
+        raise DeviceError(f"unknown type of network backend '{named}': use tap, user or slirp")
     if spec == "none":
         from pyhyve.backends.net.unconnected import Unconnected
 
@@ -96,7 +102,7 @@ def open_net(options: Mapping[str, str], loop: EventLoop) -> NetBackend:
         from pyhyve.backends.net.wire import Wire
 
         return Wire(rest, loop)
-    if spec.startswith(("tap", "vmnet")):
+    if named == "tap" or spec.startswith(("tap", "vmnet")):
         from pyhyve.backends.net.tap import Tap
 
         return Tap(spec, read_queues(options), loop)

@@ -41,7 +41,7 @@ WAITING: Final = 1024
 OUI: Final = bytes.fromhex("589cfc")
 """The FreeBSD Foundation's, which bhyve gives its cards."""
 
-OPTIONS: Final = ("backend", "hostfwd", "legacy", "mac", "mtu", "open", "queues")
+OPTIONS: Final = ("backend", "hostfwd", "legacy", "mac", "mtu", "open", "queues", "type")
 
 
 class Feature(IntFlag):
@@ -134,7 +134,7 @@ class VirtioNet(VirtioDevice):
 
     def __init__(self, environment: Environment, options: Mapping[str, str]) -> None:
         for name in options:
-            if name not in OPTIONS and options.get("backend") != "netgraph":
+            if name not in OPTIONS and not name.startswith("pcireg.") and options.get("backend") != "netgraph":
                 raise DeviceError(f"virtio-net has no option '{name}'; there are {', '.join(OPTIONS)}")
         mac = options.get("mac")
         self._mac = bytes(6) if mac is None else read_mac(mac)
