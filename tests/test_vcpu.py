@@ -419,13 +419,6 @@ def test_a_sipi_starts_another_vcpu_in_real_mode_at_the_vector():
     assert machine.set.active == {0, 1}
 
 
-def test_adding_an_active_vcpu_is_an_error_that_ends_the_machine():
-    machine = Machine([exits.Mtrap()])
-    machine.set.vcpus[0].handlers[exits.Mtrap] = lambda exit_: machine.set.add(0)
-    assert machine.run() == 4
-    assert machine.set.message == "vcpu 0 is already active"
-
-
 def test_two_vcpus_that_restart_each_other_do_not_wait_for_one_another():
     first = [exits.SpinupAp(2, 0x20), exits.SpindownCpu(), OFF]
     machine = Machine([], first, [exits.SpinupAp(1, 0x10), exits.SpindownCpu()])
@@ -496,6 +489,17 @@ def test_starting_a_vcpu_that_does_not_exist_is_an_error_that_ends_the_machine()
     machine = Machine([exits.SpinupAp(5, 1)])
     assert machine.run() == 4
     assert machine.set.message == "vcpu 5 does not exist"
+
+
+def test_adding_an_active_vcpu_is_an_error():
+    machine = Machine([exits.SpindownCpu()], [])
+    machine.set.add(1)
+    with pytest.raises(BackendError, match="vcpu 1 is already active") as caught:
+        machine.set.add(1)
+    assert caught.value.status == 4
+    machine.set.remove(1)
+    assert machine.run(0) == 0
+    machine.cpus[1].kick()
 
 
 def test_deleting_a_vcpu_twice_is_an_error_that_ends_the_machine():

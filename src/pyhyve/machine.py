@@ -334,6 +334,8 @@ class Machine:
             send_msi=self.msi.send,
             doorbells=self.vm,
             power=self.power,
+            virtio_msix=self.config.get_bool("virtio_msix"),
+            name=self.name,
         )
         taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
         irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
@@ -342,7 +344,7 @@ class Machine:
         self.pci.attach()
         for address in read_slots(self.config):
             node = f"pci.{address.bus}.{address.device}.{address.function}"
-            options = self.config.node(node)
+            options = self.config.below(node)
             name = options.pop("device", None)
             if name is None:
                 raise ConfigError(f"{node} has no device: set {node}.device")

@@ -38,3 +38,7 @@ class Environment:
     send_msi: Callable[[int, int], None]
     doorbells: Doorbells
     power: Callable[[SuspendReason], None]
+    virtio_msix: bool = True
+    """Whether virtio devices signal with MSI-X; else (``-W``) with one MSI vector."""
+    name: str = ""
+    """The machine's."""

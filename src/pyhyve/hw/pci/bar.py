@@ -40,6 +40,8 @@ class Bar:
     prefetchable: bool = False
     mapped: int | None = None
     """Where it is on the bus now."""
+    crowded: bool = False
+    """Somebody else is where it should be."""
 
     def __post_init__(self) -> None:
         if self.size & (self.size - 1) or self.size < _MINIMUM[self.kind]:
@@ -68,7 +70,7 @@ class Bar:
     def update(self, config: ConfigSpace, pio: PioBus, mmio: MmioBus) -> bool:
         """Be on the bus where registers and command say; True if that changed something.
 
-        A place that is taken, or outside the space, leaves the BAR undecoded until it is moved.
+        A place outside the space leaves the BAR undecoded until it is moved; a place that is taken, until it is free.
         """
         command = config.get(Offset.COMMAND, 2)
         decoded = command & (Command.IO if self.kind is BarKind.IO else Command.MEMORY)
@@ -76,18 +78,21 @@ class Bar:
         if address == 0 or (self.kind is BarKind.IO and address is not None and address + self.size > PORTS):
             address = None
         if address == self.mapped:
+            self.crowded = False
             return False
         bus: PioBus | MmioBus = pio if self.kind is BarKind.IO else mmio
-        if self.mapped is not None:
-            bus.unregister(self.mapped)
+        before = self.mapped
+        if before is not None:
+            bus.unregister(before)
         self.mapped = None
+        self.crowded = False
         if address is not None:
             try:
                 bus.register(address, self.size, self.handler, self.name, self.lock)
+                self.mapped = address
             except ValueError:
-                return True
-            self.mapped = address
-        return True
+                self.crowded = True
+        return before != self.mapped
 
     @property
     def _dwords(self) -> int:

@@ -182,6 +182,14 @@ class PciBus:
         if function is not None:
             with function.lock:
                 function.write_config(offset, size, value)
+            # Where a BAR has left a place that another one wants, that one goes there now.
+            for other in self._crowded():
+                with other.lock:
+                    other.update_bars()
+
+    def _crowded(self) -> list[PciFunction]:
+        """The functions with a BAR that found its place taken."""
+        return [function for function in self.functions.values() if any(bar.crowded for bar in function.bars)]
 
     def _read_address(self, offset: int, size: int) -> int:
         return self._selected if size == 4 else (1 << 8 * size) - 1

@@ -15,14 +15,34 @@ from pyhyve.bus.handler import Handler
 from pyhyve.config import TRUE
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BARS, Bar, BarKind
+from pyhyve.hw.pci.capabilities import Capability
 from pyhyve.hw.pci.config_space import MULTI_FUNCTION, SIZE, Command, ConfigSpace, Identity, Offset, Status
 from pyhyve.hw.pci.intx import IntxPin
-from pyhyve.lifecycle import State, check_version, saved_dict
+from pyhyve.hw.pci.msi import Msi
+from pyhyve.hw.pci.msix import Msix
+from pyhyve.lifecycle import State, check_version, saved_dict, saved_list
 
 if TYPE_CHECKING:
     from pyhyve.hw.pci.bus import PciAddress, PciBus
 
 _BAR_END = Offset.BAR0 + 4 * BARS
+
+
+class Intx:
+    """A function's interrupt pin, as the device drives it."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: PciFunction) -> None:
+        self._function = function
+
+    def raise_(self) -> None:
+        """Assert the pin. Idempotent."""
+        self._function.set_intx(True)
+
+    def lower(self) -> None:
+        """Release the pin. Idempotent."""
+        self._function.set_intx(False)
 
 
 class PciFunction:
@@ -39,6 +59,11 @@ class PciFunction:
         self.legacy = options.get("legacy", "").lower() in TRUE
         """``-S``: it signals with its INTx line only, and offers no MSI."""
         self.wants_intx = self.legacy
+        self.intx = Intx(self)
+        self.msi: Msi | None = None
+        self.msix: Msix | None = None
+        self.capabilities: list[Capability] = []
+        """Those that act on a write."""
         self.address: PciAddress | None = None
         self._pin: IntxPin | None = None
         self._intx = False
@@ -67,8 +92,26 @@ class PciFunction:
         """Declare an interrupt pin; the bus connects it."""
         self.wants_intx = True
 
+    def add_msi(self, vectors: int = 1) -> None:
+        """Offer MSI, unless the function was placed with ``-S``."""
+        if not self.legacy:
+            self.msi = Msi(self.config, self.environment.send_msi, vectors)
+            self.capabilities.append(self.msi)
+
+    def add_msix(self, vectors: int, bar: int) -> None:
+        """Offer MSI-X with the table in BAR ``bar``, which is made here, unless the function was placed with ``-S``."""
+        if not self.legacy:
+            self.msix = Msix(self.config, self.environment.send_msi, vectors, bar)
+            self.capabilities.append(self.msix)
+            self.add_bar(bar, BarKind.MEMORY_32, self.msix.bar_size, self.msix)
+
+    @property
+    def uses_messages(self) -> bool:
+        """Whether the guest has chosen MSI or MSI-X; the interrupt pin is silent then."""
+        return (self.msix is not None and self.msix.enabled) or (self.msi is not None and self.msi.enabled)
+
     def set_intx(self, level: bool) -> None:
-        """Assert or release the interrupt pin, as far as the command register lets it out."""
+        """Assert or release the interrupt pin, as far as the command register and MSI let it out."""
         with self.lock:
             self._intx = level
             self._update_intx()
@@ -91,7 +134,7 @@ class PciFunction:
         self.address = address
         self._pin = pin
         self._initial = self.config.save()
-        self._update_bars()
+        self.update_bars()
 
     def set_multi_function(self) -> None:
         """Say in the header that the slot has more functions."""
@@ -122,13 +165,18 @@ class PciFunction:
             return
         self.config.write(offset, size, value)
         if offset < Offset.COMMAND + 2 and offset + size > Offset.COMMAND:
-            self._update_bars()
+            self.update_bars()
             self._update_intx()
         elif offset < _BAR_END and offset + size > Offset.BAR0:
-            self._update_bars()
+            self.update_bars()
+        for capability in self.capabilities:
+            if offset < capability.offset + capability.size and offset + size > capability.offset:
+                capability.written()
+                self._update_intx()
         self.config_written(offset, size)
 
-    def _update_bars(self) -> None:
+    def update_bars(self) -> None:
+        """Put every BAR where the configuration says. With the lock held."""
         for bar in self.bars:
             if bar.update(self.config, self.environment.pio, self.environment.mmio):
                 self.bar_moved(bar)
@@ -137,7 +185,8 @@ class PciFunction:
         status = self.config.get(Offset.STATUS, 2) & ~Status.INTERRUPT
         self.config.set(Offset.STATUS, 2, status | (Status.INTERRUPT if self._intx else 0))
         if self._pin is not None:
-            self._pin.set(self._intx and not self.config.get(Offset.COMMAND, 2) & Command.INTX_DISABLE)
+            disabled = self.config.get(Offset.COMMAND, 2) & Command.INTX_DISABLE
+            self._pin.set(self._intx and not disabled and not self.uses_messages)
 
     # -- lifecycle --
 
@@ -146,22 +195,33 @@ class PciFunction:
         with self.lock:
             if self._initial is not None:
                 self.config.restore(self._initial)
+            for capability in self.capabilities:
+                capability.reset()
             self._intx = False
-            self._update_bars()
+            self.update_bars()
             self._update_intx()
 
     def save(self) -> State:
-        """Configuration space and interrupt pin. Subclasses add theirs."""
+        """Configuration space, capabilities and interrupt pin. Subclasses add theirs."""
         with self.lock:
-            return {"version": 1, "config": self.config.save(), "intx": int(self._intx)}
+            capabilities: list[object] = [capability.save() for capability in self.capabilities]
+            return {
+                "version": 1,
+                "config": self.config.save(),
+                "intx": int(self._intx),
+                "capabilities": capabilities,
+            }
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Take over configuration space and interrupt pin."""
+        """Take over configuration space, capabilities and interrupt pin."""
         check_version(self, state)
         with self.lock:
             self.config.restore(saved_dict(state.get("config"), "config"))
+            saved = saved_list(state, "capabilities", len(self.capabilities))
+            for capability, its in zip(self.capabilities, saved, strict=True):
+                capability.restore(saved_dict(its, "capability"))
             self._intx = bool(state.get("intx"))
-            self._update_bars()
+            self.update_bars()
             self._update_intx()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The host bridge in slot 0: a function that only says who it is.
+"""The host bridge in slot 0: a function that says who it is, and by a PCI Express capability that MSI works here.
 
 ``hostbridge`` carries bhyve's own numbers. ``amd_hostbridge`` looks like AMD's, for guests that will not use MSI or
 extended configuration space behind a bridge they do not know.
@@ -6,6 +6,10 @@ extended configuration space behind a bridge they do not know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from pyhyve.hw.environment import Environment
+from pyhyve.hw.pci.capabilities import PortType, add_express
 from pyhyve.hw.pci.config_space import Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.registry import device
@@ -19,9 +23,13 @@ class HostBridge(PciFunction):
 
     identity = Identity(0x1275, 0x1275, _BRIDGE, _HOST)
 
+    def __init__(self, environment: Environment, options: Mapping[str, str]) -> None:
+        super().__init__(environment, options)
+        add_express(self.config, PortType.ROOT_PORT)
+
 
 @device("amd_hostbridge")
-class AmdHostBridge(PciFunction):
+class AmdHostBridge(HostBridge):
     """An AMD host bridge."""
 
     identity = Identity(0x1022, 0x7432, _BRIDGE, _HOST)
