@@ -9,7 +9,8 @@ from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
 from pyhyve.errors import BackendError
-from pyhyve.vcpu import Platform, Vcpu, VcpuSet, Verdict
+from pyhyve.vcpu import Platform, Vcpu, Verdict
+from pyhyve.vcpu_set import VcpuSet
 from pyhyve.vmm import exits
 from pyhyve.vmm.api import Capability
 from pyhyve.vmm.exits import Suspended, SuspendReason

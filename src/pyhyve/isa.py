@@ -22,7 +22,7 @@ from pyhyve.errors import ConfigError, DeviceError
 from pyhyve.lifecycle import Stateful
 from pyhyve.loop import EventLoop
 from pyhyve.memory import HIGH_BASE, GuestMemory
-from pyhyve.vcpu import complain
+from pyhyve.messages import complain
 
 if TYPE_CHECKING:
     from pyhyve.hw.chipset.charport import CharPort

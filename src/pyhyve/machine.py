@@ -63,7 +63,8 @@ from pyhyve.settings import (
     read_topology,
     read_uuid,
 )
-from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
+from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu
+from pyhyve.vcpu_set import VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
 from pyhyve.vmm.cpuid import Topology, physical_bits, shape, vendor
 from pyhyve.vmm.exits import SuspendReason

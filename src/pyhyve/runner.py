@@ -12,7 +12,8 @@ from pyhyve.config import Config
 from pyhyve.control.session import Session
 from pyhyve.errors import Status
 from pyhyve.machine import Machine
-from pyhyve.vcpu import complain, name_thread
+from pyhyve.messages import complain
+from pyhyve.threads import name_thread
 
 ENDINGS: dict[int, str] = {
     Status.RESET: "the guest reset the machine",

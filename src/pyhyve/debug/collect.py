@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from pyhyve.backends.char import CharBackend
 from pyhyve.bus.handler import Traffic
 from pyhyve.bus.irq import IrqRouter, MsiPort
-from pyhyve.vcpu import HostTime, Vcpu, thread_times
+from pyhyve.threads import HostTime, thread_times
+from pyhyve.vcpu import Vcpu
 from pyhyve.vmm.api import VirtualMachine
 
 Stats = dict[str, float]

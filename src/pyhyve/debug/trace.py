@@ -27,7 +27,8 @@ from pyhyve.bus.pio import PioBus
 from pyhyve.config import Config
 from pyhyve.errors import ConfigError
 from pyhyve.loop import EventLoop
-from pyhyve.vcpu import Vcpu, complain
+from pyhyve.messages import complain
+from pyhyve.vcpu import Vcpu
 from pyhyve.vmm import exits
 from pyhyve.vmm.exits import Exit
 

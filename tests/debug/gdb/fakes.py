@@ -13,7 +13,8 @@ from pyhyve.debug.gdb.server import GdbServer
 from pyhyve.errors import BackendError
 from pyhyve.loop import EventLoop
 from pyhyve.memory import GuestMemory
-from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
+from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu
+from pyhyve.vcpu_set import VcpuSet
 from pyhyve.vmm.api import Capability, PointKind
 from pyhyve.vmm.exits import Bogus, Debug, InOut, Mtrap
 from pyhyve.vmm.registers import Access, Reg, Segment

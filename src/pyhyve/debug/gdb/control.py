@@ -17,7 +17,8 @@ from enum import Enum, auto
 
 from pyhyve.errors import PyhyveError
 from pyhyve.loop import EventLoop
-from pyhyve.vcpu import Vcpu, VcpuSet
+from pyhyve.vcpu import Vcpu
+from pyhyve.vcpu_set import VcpuSet
 from pyhyve.vmm.api import Point, PointKind
 from pyhyve.vmm.exits import Debug, Mtrap
 from pyhyve.vmm.registers import Access, Reg, SegmentName

@@ -12,7 +12,7 @@ from pyhyve.debug.pagewalk import walk
 from pyhyve.errors import PyhyveError
 from pyhyve.lifecycle import Stateful
 from pyhyve.memory import GuestMemory
-from pyhyve.vcpu import VcpuSet
+from pyhyve.vcpu_set import VcpuSet
 from pyhyve.vmm.api import VirtualCpu
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.registers import CONTROL, DEBUG, GENERAL, Reg, SegmentName

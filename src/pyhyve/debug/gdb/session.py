@@ -15,7 +15,8 @@ from pyhyve.debug.gdb.monitor import Monitor
 from pyhyve.debug.gdb.registers import RegisterFile
 from pyhyve.debug.gdb.space import NotMapped, Space
 from pyhyve.errors import PyhyveError
-from pyhyve.vcpu import Vcpu, VcpuSet
+from pyhyve.vcpu import Vcpu
+from pyhyve.vcpu_set import VcpuSet
 from pyhyve.vmm.registers import Reg
 
 BAD_MEMORY, BAD_REQUEST = 0x0E, 0x16  # EFAULT, EINVAL

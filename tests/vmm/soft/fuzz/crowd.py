@@ -20,7 +20,8 @@ import time
 
 import pyhyve.vcpu
 from pyhyve.errors import BackendError
-from pyhyve.vcpu import Platform, Vcpu, VcpuSet, Verdict
+from pyhyve.vcpu import Platform, Vcpu, Verdict
+from pyhyve.vcpu_set import VcpuSet
 from pyhyve.vmm import cpuid, exits
 from pyhyve.vmm.api import ApicMode, Capability, CpuidEntry
 from pyhyve.vmm.registers import Reg
