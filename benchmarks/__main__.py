@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import boot, exits, host, startup, work
+from benchmarks import boot, control, debugger, exits, host, idle, smp, startup, work
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result
 
@@ -17,9 +18,13 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result]], bool]] = {
     "start": (startup.run_start, False),
     "pio": (exits.run_pio, False),
     "mmio": (exits.run_mmio, False),
+    "control": (control.run_control, False),
+    "gdb": (debugger.run_gdb, False),
     "boot": (boot.run_boot, True),
     "memory": (boot.run_memory, True),
     "work": (work.run_work, True),
+    "idle": (idle.run_idle, True),
+    "smp": (smp.run_smp, True),
 }
 """By name: what runs it, and whether it needs the Linux guest."""
 
@@ -38,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--runs is at least 1")
     names = arguments.names or list(BENCHMARKS)
     with tempfile.TemporaryDirectory(prefix="pyhyve-bench-") as folder:
+        os.environ["PYHYVE_RUNTIME_DIR"] = folder  # our machines have names: let them be apart from the user's
         runs = 1 if arguments.quick else arguments.runs
         context = Context(runs, arguments.quick, host.find_qemu(), Path(folder))
         return run(context, names)

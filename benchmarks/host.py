@@ -48,7 +48,7 @@ def describe(qemu: str | None, guest: str | None) -> list[str]:
         text = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout
         lines.append(f"peer    QEMU {qemu_version(text)}, -accel tcg -cpu max")
     if guest is not None:
-        lines.append(f"guest   Linux {guest}, 512 MB, 1 CPU")
+        lines.append(f"guest   Linux {guest}, 512 MB, 1 CPU where nothing else is said")
     if load > 0.5 * (os.cpu_count() or 1):
         lines.append("        the host is busy: figures taken now are too high")
     return lines

@@ -13,29 +13,31 @@ from benchmarks.measure import BenchmarkError
 from pyhyve.images import GuestImage, ImageError, build_debian
 
 MEMORY_MB = 512
-_OPTIONS = f"-A -c 1 -m {MEMORY_MB}M -H -s 0,hostbridge -s 31,lpc -l com1,stdio -o vmm.backend=soft".split()
+_OPTIONS = f"-A -m {MEMORY_MB}M -H -s 0,hostbridge -s 31,lpc -l com1,stdio -o vmm.backend=soft".split()
 
 
-def bhyve() -> list[str]:
-    """The ``bhyve`` command of the Python that runs this."""
-    script = Path(sys.executable).with_name("bhyve")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "pyhyve.commands.bhyve"]
+def command(name: str) -> list[str]:
+    """``bhyve`` or ``bhyvectl`` of the Python that runs this."""
+    script = Path(sys.executable).with_name(name)
+    return [str(script)] if script.exists() else [sys.executable, "-m", f"pyhyve.commands.{name}"]
 
 
-def ours(kernel: Path, initrd: Path | None = None) -> list[str]:
-    """A machine of ours."""
-    argv = [*bhyve(), *_OPTIONS, "-o", f"boot.kernel={kernel}", "-o", "boot.cmdline=console=ttyS0"]
-    return [*argv, *(["-o", f"boot.initrd={initrd}"] if initrd else []), "bench"]
+def ours(kernel: Path, initrd: Path | None = None, *, cpus: int = 1) -> list[str]:
+    """A machine of ours; its name is ``bench``, with more than one vCPU ``benchN``."""
+    argv = [*command("bhyve"), "-c", str(cpus), *_OPTIONS]
+    argv += ["-o", f"boot.kernel={kernel}", "-o", "boot.cmdline=console=ttyS0"]
+    return [*argv, *(["-o", f"boot.initrd={initrd}"] if initrd else []), "bench" if cpus == 1 else f"bench{cpus}"]
 
 
-def qemu_options(qemu: str) -> list[str]:
+def qemu_options(qemu: str, cpus: int = 1) -> list[str]:
     """QEMU's machine, but for what it boots."""
-    return [qemu, *f"-accel tcg -cpu max -m {MEMORY_MB}M -nographic -no-reboot".split()]
+    accel = "tcg,thread=multi" if cpus > 1 else "tcg"
+    return [qemu, *f"-accel {accel} -cpu max -smp {cpus} -m {MEMORY_MB}M -nographic -no-reboot".split()]
 
 
-def qemu_linux(qemu: str, image: GuestImage) -> list[str]:
+def qemu_linux(qemu: str, image: GuestImage, *, cpus: int = 1) -> list[str]:
     """QEMU with a Linux guest."""
-    options = qemu_options(qemu)
+    options = qemu_options(qemu, cpus)
     return [*options, "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", "console=ttyS0"]
 
 

@@ -18,7 +18,8 @@ class BenchmarkError(Exception):
 class Result:
     """One line of the report: ``ours`` and, where there is a peer, ``qemu``, in ``unit``, one value a run.
 
-    ``limit`` is for our median, ``ratio_limit`` for our median over QEMU's. ``note`` says what the line cannot.
+    ``limit`` is the most that our median may be, ``least`` the least; ``ratio_limit`` is for our median over QEMU's.
+    ``note`` says what the line cannot.
     """
 
     what: str
@@ -26,6 +27,7 @@ class Result:
     ours: Sequence[float]
     qemu: Sequence[float] = ()
     limit: float | None = None
+    least: float | None = None
     ratio_limit: float | None = None
     note: str = ""
 
@@ -40,6 +42,8 @@ class Result:
         checks = []
         if self.limit is not None:
             checks.append(statistics.median(self.ours) <= self.limit)
+        if self.least is not None:
+            checks.append(statistics.median(self.ours) >= self.least)
         if self.ratio_limit is not None and self.ratio is not None:
             checks.append(self.ratio <= self.ratio_limit)
         return all(checks) if checks else None
@@ -52,6 +56,8 @@ class Result:
         bounds = []
         if self.limit is not None:
             bounds.append(f"at most {quantity(self.limit, self.unit)}")
+        if self.least is not None:
+            bounds.append(f"at least {quantity(self.least, self.unit)}")
         if self.ratio_limit is not None:
             bounds.append(f"ratio at most {self.ratio_limit:g}")
         if bounds:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.console import Console
-from benchmarks.machines import Context, bhyve, ours, qemu_options
+from benchmarks.machines import Context, command, ours, qemu_options
 from benchmarks.measure import BenchmarkError, Result, alternate
 
 FIRST = """
@@ -32,8 +32,8 @@ def run_help(context: Context) -> Iterator[Result]:
             raise BenchmarkError(f"{' '.join(argv)}: status {done.returncode}")
         return time.monotonic() - start
 
-    qemu = context.qemu
-    times = alternate(context.runs, lambda: run([*bhyve(), "-h"]), (lambda: run([qemu, "-h"])) if qemu else None)
+    qemu, mine = context.qemu, [*command("bhyve"), "-h"]
+    times = alternate(context.runs, lambda: run(mine), (lambda: run([qemu, "-h"])) if qemu else None)
     yield Result("bhyve -h", "s", *times, limit=0.15)
 
 

@@ -72,8 +72,17 @@ SPIN = """
     say "spinning\\n"
 0:  jmp 0b
 """
+# Waits for interrupts, all of which the PIC keeps away.
 SLEEP = """
+    out8 0x21, 0xff
+    out8 0xa1, 0xff
     say "sleeping\\n"
+0:  sti
+    hlt
+    jmp 0b
+"""
+# Nothing can wake it but an NMI.
+HALT = """
     cli
 """
 # Gives back what comes in on com1, with a dot before each character, until q.

@@ -1,5 +1,6 @@
 """``python -m benchmarks``: its parsers and its report. Nothing is timed here."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import boot, exits, host, work
+from benchmarks import boot, exits, host, idle, work
 from benchmarks.console import Console
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result, alternate, quantity, spread
@@ -49,9 +50,8 @@ def test_the_phases_of_a_boot_add_up_to_its_time():
         "started": 100.5,
         "now": 103.5,
         "cpu": 2.8,
-        "tsc_hz": 2e9,
-        "vcpu0.run_tsc": 5e9,
-        "vcpu0.translate_tsc": 1e9,
+        "vcpu0.run-ns": 2.5e9,
+        "vcpu0.translate-ns": 0.5e9,
     }
     found = boot.phases(100.0, report)
     assert found == pytest.approx({"start-up": 0.5, "translation": 0.5, "execution": 1.8, "exits": 0.5, "waiting": 0.2})
@@ -90,6 +90,18 @@ def test_a_ratio_is_one_of_medians_and_limits_are_checked():
     assert Result("boot", "s", [2.0], ratio_limit=3).kept is None
     assert Result("boot", "s", [2.0], limit=3).kept is True
     assert "[" not in Result("boot", "s", [2.0]).line()
+
+
+def test_some_figures_have_to_be_large_enough():
+    assert Result("gain", "×", [1.8, 1.6, 1.7], least=1.7).kept is True
+    assert Result("gain", "×", [1.6], least=1.7).kept is False
+    assert "[at least 1.70 ×: NOT KEPT]" in Result("gain", "×", [1.6], least=1.7).line()
+
+
+def test_the_cpu_time_of_a_process_is_read_behind_its_name():
+    stat = "17 (a) name) S 1 2 3 4 5 6 7 8 9 10 250 150 13 14 15\n"
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert idle.cpu_seconds(stat) == 400 / ticks
 
 
 def test_runs_alternate():

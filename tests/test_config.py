@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyhyve.config import DEFAULTS, Config, parse_memsize
+from pyhyve.config import DEFAULTS, Config, check_vm_name, parse_cpuset, parse_memsize
 from pyhyve.errors import ConfigError
 
 NAMES = st.lists(st.text("abcxyz0189_-", min_size=1, max_size=4), min_size=1, max_size=4).map(".".join)
-VALUES = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp")), max_size=20).map(str.strip)
+VALUES = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\n\r\0"), max_size=20)
 
 
 def test_a_variable_reads_back_as_set():
@@ -138,9 +138,9 @@ def test_children_are_in_order_and_numbers_sort_as_numbers():
     assert config.children("lpc") == []
 
 
-def test_a_node_gives_the_variables_right_below_it():
+def test_a_node_gives_the_variables_below_it():
     config = Config.of({"p.device": "x", "p.path": "/%(name)", "p.q.r": "deep", "name": "vm"})
-    assert config.node("p") == {"device": "x", "path": "/vm"}
+    assert config.node("p") == {"device": "x", "path": "/vm", "q.r": "deep"}
 
 
 def test_a_file_is_read_line_by_line(tmp_path):
@@ -160,19 +160,62 @@ def test_a_broken_line_is_named_by_file_and_line(tmp_path):
         Config().load_file(str(path))
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path, content):
-    path = tmp_path / "vm.conf"
-    if content is not None:
-        path.write_bytes(content)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read configuration file .*vm\.conf"):
+        Config().load_file(str(tmp_path / "vm.conf"))
+    with pytest.raises(ConfigError, match="cannot read configuration file"):
+        Config().load_file(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"=x", b"a.=x", b"a=1\na.b=2", b"a=1\0"])
+def test_a_file_of_nonsense_is_named_with_its_line(tmp_path, content):
+    path = tmp_path / "vm.conf"
+    path.write_bytes(b"# comment\n\n" + content)
+    line = 3 + content.count(b"\n")
+    with pytest.raises(ConfigError, match=rf"vm\.conf:{line}: ") as caught:
         Config().load_file(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_in_a_file_is_taken_as_it_stands(tmp_path):
+    path = tmp_path / "vm.conf"
+    path.write_bytes(b"a= x \nb=\nc=\xff\r\n")
+    config = Config()
+    config.load_file(str(path))
+    assert dict(config) == {"a": " x ", "b": "", "c": "\udcff"}
+
+
+def test_a_doubled_percent_sign_is_one():
+    assert Config.of({"a": "100%% of %%(name) %(b)", "b": "%%"}).get("a") == "100% of %(name) %"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\nb", "x" * 129])
+def test_a_bad_machine_name_is_refused(name):
+    with pytest.raises(ConfigError, match="invalid machine name"):
+        check_vm_name(name)
+
+
+@pytest.mark.parametrize("name", ["vm0", "my-vm.2", "Vm_3", "x" * 128, "größer"])
+def test_a_machine_name_is_a_word(name):
+    assert check_vm_name(name) == name
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("0", [0]), ("3,1", [1, 3]), ("4-6,1,5", [1, 4, 5, 6])])
+def test_a_set_of_host_cpus(text, cpus):
+    assert parse_cpuset(text) == cpus
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "3-1", "1-2-3", "-1", "99999", "1 2"])
+def test_a_bad_set_of_host_cpus(text):
+    with pytest.raises(ValueError):
+        parse_cpuset(text)
 
 
 def test_the_dump_is_sorted_and_holds_the_defaults():
     lines = Config.of({"name": "vm0", "cpus": "2"}).dump().splitlines()
     assert lines == sorted(lines)
     assert "cpus=2" in lines
+    assert "cpus=1" not in Config.of({"cores": "2"}).dump().splitlines()
     assert f"memory.size={DEFAULTS['memory.size']}" in lines
 
 

@@ -256,13 +256,16 @@ def test_a_traceback_is_there_for_the_asking(backend, capfd):
         ({"lpc.com1.path": "carrier-pigeon"}, DeviceError, "carrier-pigeon"),
         ({"lpc.com1.path": "/nowhere/tty"}, DeviceError, "cannot open"),
         ({"lpc.com1.path": "/dev/nmdm0A"}, DeviceError, "nmdm"),
-        ({"gdb.port": "1234"}, ConfigError, "gdb server"),
+        ({"gdb.port": "http"}, ConfigError, "gdb.port: 'http' is not a number"),
+        ({"gdb.port": "70000"}, ConfigError, "gdb.port: 70000 is above 65535"),
+        ({"gdb.port": "0", "gdb.address": "nowhere.invalid"}, BackendError, "cannot listen for a debugger on nowhere"),
         ({"lpc.bootrom": "/fw"}, ConfigError, "boot ROM"),
         ({"boot.kernel": "/nowhere/vmlinuz"}, LoaderError, "/nowhere/vmlinuz"),
         ({"boot.kernel": ""}, ConfigError, "nothing to boot"),
         ({"boot.cmdline": "x" * 100_000}, LoaderError, "command line"),
         ({"x86.strictio": "perhaps"}, ConfigError, "x86.strictio: 'perhaps' is not a truth value"),
-        ({"vcpu.0.cpuset": "-1"}, ConfigError, "below 0"),
+        ({"vcpu.0.cpuset": "-1"}, ConfigError, "not a list of host CPUs"),
+        ({"name": "a/b"}, ConfigError, "invalid machine name .a/b."),
     ],
 )
 def test_a_machine_that_cannot_be_built_is_one_line(variables, error, message):

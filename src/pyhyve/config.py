@@ -2,14 +2,15 @@
 
 Names are paths with dots: ``pci.0.3.0.device``. A name is either a variable, which has a value, or a node, which has
 children; never both. Values are strings; the accessors turn them into what is asked for and say clearly when they
-cannot. A value may refer to another variable by its full path as ``%(name)``; ``\\%``, ``\\)`` and ``\\\\`` stand for
-the characters themselves. Expansion happens when a value is read.
+cannot. A value may refer to another variable by its full path as ``%(name)``; ``%%``, ``\\%``, ``\\)`` and ``\\\\``
+stand for the characters themselves. Expansion happens when a value is read.
 
 The commands write the tree (``set``, ``load_file``), ``freeze`` closes it, the machine reads it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
 from pyhyve.errors import ConfigError
@@ -18,11 +19,22 @@ TRUE = frozenset({"true", "on", "yes", "1"})
 FALSE = frozenset({"false", "off", "no", "0"})
 SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MEGABYTE = 1 << 20
+MAX_CPUSET = 8192
+"""Host CPUs are numbered below this: the most that a Linux kernel can be built for."""
+
+NAME_MAX = 128
+"""Longest name of a machine, in bytes: with what is put behind it, it stays a file name."""
+
 # What bhyve assumes where nothing is said (bhyve(8)).
 DEFAULTS = {
     "acpi_tables": "false",
     "cpus": "1",
+    "destroy_on_poweroff": "false",
+    "lpc.fwcfg": "bhyve",
+    "memory.guest_in_core": "false",
     "memory.size": "256M",
+    "memory.wired": "false",
+    "rtc.use_localtime": "true",
     "virtio_msix": "true",
     "vmm.backend": "auto",
     "x86.mptable": "true",
@@ -50,6 +62,32 @@ def parse_memsize(text: str) -> int:
     if not 0 < size < 1 << 52:  # MAXPHYADDR cannot exceed 52 bits (SDM Vol. 3A section 4.1.4)
         raise ValueError(f"not a possible amount of memory: {text!r}")
     return -(-size // 4096) * 4096
+
+
+def parse_number(text: str, low: int, high: int) -> int:
+    """A whole number in plain decimal digits, or hexadecimal with 0x. Raises ``ValueError``."""
+    value = int(text, 16 if text.startswith("0x") else 10) if text.isascii() and text.isalnum() else -1
+    if not low <= value <= high:
+        raise ValueError(f"{text!r} is not between {low} and {high}")
+    return value
+
+
+def parse_cpuset(text: str) -> list[int]:
+    """Host CPUs from ``1``, ``1,3``, ``4-7`` or several of them, in order. Raises ``ValueError``."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        start = parse_number(first, 0, MAX_CPUSET - 1)
+        end = parse_number(last, start, MAX_CPUSET - 1) if dash else start
+        found.update(range(start, end + 1))
+    return sorted(found)
+
+
+def check_vm_name(name: str) -> str:
+    """A machine's name, which is also that of a folder. Raises ``ConfigError`` for one that cannot be."""
+    if not name or name[0] == "." or "/" in name or not name.isprintable() or len(os.fsencode(name)) > NAME_MAX:
+        raise ConfigError(f"invalid machine name '{name}': no slash, no dot in front, {NAME_MAX} bytes at most")
+    return name
 
 
 def _check_name(name: str) -> list[str]:
@@ -80,7 +118,7 @@ class Config:
         if self._frozen:
             raise ConfigError(f"{name}: the configuration is in use and cannot be changed")
         parts = _check_name(name)
-        if "\n" in value or "\0" in value:
+        if any(c in value for c in "\n\r\0"):
             raise ConfigError(f"{name}: a value is one line of text")
         if name not in self._values:
             if name in self._nodes:
@@ -114,22 +152,30 @@ class Config:
                 del self._nodes[parent]
 
     def load_file(self, path: str) -> None:
-        """Read ``name=value`` lines; ``#`` starts a comment line. An error names the file and the line."""
+        """Read ``name=value`` lines; ``#`` starts a comment line. An error names the file and the line.
+
+        The value is everything behind the equals sign, spaces too. A line with blanks around its name, such as
+        ``name = value``, is written for people: there the blanks around the value go as well.
+        """
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 for number, line in enumerate(file, 1):
-                    text = line.strip()
-                    if not text or text.startswith("#"):
-                        continue
-                    name, equals, value = text.partition("=")
                     try:
-                        self.assign(f"{name.strip()}={value.strip()}" if equals else text)
+                        self._take_line(line.removesuffix("\n"))
                     except ConfigError as error:
                         raise ConfigError(f"{path}:{number}: {error}") from None
-        except OSError as error:
-            raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"cannot read configuration file {path}: it is not UTF-8 text") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"cannot read configuration file {path}: {reason}") from None
+
+    def _take_line(self, line: str) -> None:
+        if not line.strip() or line.lstrip().startswith("#"):
+            return
+        name, equals, value = line.partition("=")
+        if equals and name != name.strip():
+            self.set(name.strip(), value.strip())
+        else:
+            self.assign(line)
 
     def freeze(self) -> None:
         """From now on the tree is read only."""
@@ -175,7 +221,10 @@ class Config:
             if char == "\\" and at + 1 < len(text) and text[at + 1] in "%)\\":
                 out.append(text[at + 1])
                 at += 2
-            elif char == "%" and text[at + 1 : at + 2] == "(":
+            elif text.startswith("%%", at):
+                out.append("%")
+                at += 2
+            elif text.startswith("%(", at):
                 end = text.find(")", at + 2)
                 if end < 0:
                     raise ConfigError(f"{where}: '%(' without ')' in '{text}'")
@@ -276,6 +325,11 @@ class Config:
             yield name, self._values[name]
 
     def dump(self) -> str:
-        """The whole tree, defaults included, as sorted ``name=value`` lines that ``load_file`` takes back."""
-        merged = {**{n: v for n, v in DEFAULTS.items() if n not in self._nodes}, **self._values}
+        """The whole tree, defaults included, as sorted ``name=value`` lines that ``load_file`` takes back.
+
+        The default of ``cpus`` is left out: a topology may say more.
+        """
+        clashes = {"cpus", *self._nodes}
+        assumed = {n: v for n, v in DEFAULTS.items() if n not in clashes and n.split(".")[0] not in self._values}
+        merged = {**assumed, **self._values}
         return "".join(f"{name}={value}\n" for name, value in sorted(merged.items()))

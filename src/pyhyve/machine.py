@@ -12,18 +12,20 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyhyve import firmware
-from pyhyve.backends.char import open_char
-from pyhyve.bus.irq import IrqRouter
+from pyhyve.backends.char import CharBackend, open_char
+from pyhyve.bus.irq import IrqRouter, MsiPort
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
 from pyhyve.bus.pio import PioBus
-from pyhyve.config import Config
+from pyhyve.config import Config, check_vm_name
 from pyhyve.errors import BackendError, ConfigError, Status
 from pyhyve.firmware.platform import PciInterrupt, PciRoot, root_windows
 from pyhyve.hw import xmsr
@@ -45,33 +47,38 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.bus import WINDOWS, PciBus, memory_64_window
 from pyhyve.hw.pci.intx import IntxRouting
+from pyhyve.isa import IsaDevices
 from pyhyve.lifecycle import Stateful
 from pyhyve.loader import LoadedGuest, load
+from pyhyve.loader.files import read_rom
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
-from pyhyve.settings import read_memory_size, read_pinning, read_slots, read_smbios, read_topology, read_uuid
+from pyhyve.settings import (
+    read_domains,
+    read_memory_size,
+    read_pci_registers,
+    read_pinning,
+    read_slots,
+    read_smbios,
+    read_topology,
+    read_uuid,
+)
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu, VcpuSet
 from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
 from pyhyve.vmm.cpuid import Topology, physical_bits, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
+if TYPE_CHECKING:
+    from pyhyve.debug.gdb.server import GdbServer
+
 TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 0, 1, 8, 9, 12
 NOTIFY_PORT = 0x488
 """Where a guest tells its host something, in bhyve; nobody listens by default."""
 
 NOT_YET = {
-    "bvmcons": "the bvm console (-b)",
-    "dbgport": "the debug port (-g)",
-    "domains.item": "memory domains (-n)",
-    "fwcfg.item": "the firmware configuration device (-f)",
-    "gdb.port": "the gdb server (-G)",
-    "keyboard.layout": "a keyboard (-K)",
-    "lpc.bootrom": "a boot ROM (-l bootrom)",
-    "lpc.fwcfg": "the firmware configuration device (-l fwcfg)",
-    "lpc.pc-testdev": "the PC test device (-l pc-testdev)",
-    "lpc.tpm": "a TPM (-l tpm)",
     "restore": "resuming from a snapshot (-r)",
+    "tpm.type": "a TPM (-l tpm)",
 }
 """What bhyve's command line can ask for and this version has no device for."""
 
@@ -141,16 +148,20 @@ class Machine:
     ) -> None:
         config.freeze()
         self.config = config
-        self.name = config.require("name")
+        self.name = check_vm_name(config.require("name"))
         self.parts: dict[str, Stateful] = {}
         """Every chip and bus with state, by name."""
         self.vm: VirtualMachine
         self.memory: GuestMemory
+        self.gdb: GdbServer
+        """Where ``gdb.port`` asks for it."""
         self._ended = threading.Event()
         self._runs_loop = False
         self._on_quit = on_quit or self.power_off
         self._loaded = loaded
         self._uarts: list[Uart16550] = []
+        self._chars: dict[str, CharBackend] = {}
+        self._started_ns = self._ended_ns = 0
         self.vcpus = VcpuSet(self._end)
         self.vcpus.traceback = config.get_bool("debug.traceback", False)
         self._closing = ExitStack()
@@ -174,31 +185,52 @@ class Machine:
         available = hypervisor.probe().max_cpus
         if topology.cpus > available:
             raise BackendError(f"{topology.cpus} vCPUs requested but only {available} available")
-        self.memory = self._loaded.memory if self._loaded else GuestMemory(read_memory_size(self.config))
+        bootrom = self._read_bootrom()
+        self.memory = (
+            self._loaded.memory if self._loaded else GuestMemory(read_memory_size(self.config), rom=len(bootrom))
+        )
         self._closing.callback(self.memory.close)
+        self.memory.show_in_core_dumps(self.config.get_bool("memory.guest_in_core"))
         if self.config.get_bool("memory.wired", False):
             wire_memory(self.memory)
         self.vm = hypervisor.create(self.name, self.memory, topology.cpus)
         self._closing.callback(self.vm.close)
+        if bootrom:
+            self.memory.write_rom(bootrom)
+            self.vm.map_memory(HIGH_BASE - len(bootrom), len(bootrom), self.memory.rom_offset, readonly=True)
         if topology.cpus > 1 and not self.vm.capability(Capability.UNRESTRICTED_GUEST):
             raise BackendError(f"{topology.cpus} vCPUs requested but only 1 available")
         self.memory.on_write.append(self.vm.memory_written)
         self._make_buses()
         self._make_vcpus(topology)
         self._make_chipset()
+        self._make_isa_devices(topology, len(bootrom))
         self._make_pci()
         self._make_serial_ports()
         rsdp = self._write_tables(topology)
-        self._load(rsdp)
+        if not bootrom:  # a boot ROM is where a vCPU starts after reset
+            self._load(rsdp)
         self._inspect_at_end()
+        self._start_trace()
+        self._listen_for_a_debugger()
 
     def _refuse_what_is_missing(self) -> None:
         for name, what in NOT_YET.items():
             if name in self.config:
                 raise ConfigError(f"{what} is not available in this version")
 
+    def _read_bootrom(self) -> bytes:
+        """The boot ROM, empty without one."""
+        path = self.config.get("lpc.bootrom")
+        if not path:
+            return b""
+        if "boot" in self.config:
+            raise ConfigError("a boot ROM (lpc.bootrom) finds its guest itself: it goes with no boot.* variable")
+        return read_rom(Path(path))
+
     def _make_buses(self) -> None:
         self.pio, self.mmio, self.msr = PioBus(), MmioBus(), MsrBus()
+        self.msi = MsiPort(self.vm.send_msi)
         self.pic: Pic | None = None
         self.ioapic: Ioapic | None = None
         if Chip.PIC in self.vm.provides:
@@ -238,9 +270,9 @@ class Machine:
                 cpu.set_capability(Capability.ENABLE_INVPCID, True)
             cpu.set_apic_mode(mode)
             self.vcpus.vcpus.append(Vcpu(cpu, self.vcpus, around))
-            host_cpu = read_pinning(config, index)
-            if host_cpu is not None:
-                self.vcpus.pin(index, host_cpu)
+            host_cpus = read_pinning(config, index)
+            if host_cpus is not None:
+                self.vcpus.pin(index, host_cpus)
         vm.set_cpuid(table)
         xmsr.attach(self.msr, vendor(table))
 
@@ -284,6 +316,14 @@ class Machine:
         self.notification = HostNotification()
         self.notification.attach(self.pio)
 
+    def _make_isa_devices(self, topology: Topology, rom_size: int) -> None:
+        isa = self._isa = IsaDevices(self.config, self.pio, self.mmio, self._closing)
+        isa.make_test_devices(self.irq, self.vcpus.end)
+        isa.make_firmware_interface(self.memory, topology.cpus)
+        isa.make_boot_variables(rom_size)
+        isa.make_character_ports(self.loop, self._on_quit)
+        self.parts.update(isa.parts)
+
     def _make_pci(self) -> None:
         environment = Environment(
             loop=self.loop,
@@ -291,10 +331,11 @@ class Machine:
             pio=self.pio,
             mmio=self.mmio,
             router=self.irq,
-            send_msi=self.vm.send_msi,
+            send_msi=self.msi.send,
             doorbells=self.vm,
             power=self.power,
             virtio_msix=self.config.get_bool("virtio_msix"),
+            name=self.name,
         )
         taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
         irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
@@ -307,7 +348,9 @@ class Machine:
             name = options.pop("device", None)
             if name is None:
                 raise ConfigError(f"{node} has no device: set {node}.device")
-            self.pci.create(address, name, options)
+            function = self.pci.create(address, name, options)
+            for register in read_pci_registers(self.config, f"{'lpc' if name == 'lpc' else node}.pcireg"):
+                function.override(*register)
         self.pci.finish()
         self.parts["pci"] = self.pci
 
@@ -318,6 +361,7 @@ class Machine:
                 continue
             backend = open_char(spec, self.loop, on_quit=self._on_quit)
             self._closing.callback(backend.close)
+            self._chars[name] = backend
             uart = Uart16550(self.irq.line(irq, name), backend, name)
             uart.attach(self.pio, port)
             self._uarts.append(uart)
@@ -341,6 +385,8 @@ class Machine:
             threads_per_core=topology.threads,
             uuid=read_uuid(self.config),
             strings=read_smbios(self.config),
+            domains=read_domains(self.config, topology.cpus, self.memory.regions),
+            fwcfg_ports=self._isa.fwcfg_ports,
             pci_roots=tuple(
                 PciRoot(bus, last, root_windows(self._memory_64) if bus == roots[0] else ())
                 for bus, last in zip(roots, lasts, strict=True)
@@ -381,12 +427,31 @@ class Machine:
             if write is not None:
                 self._closing.callback(write)
 
+    def _start_trace(self) -> None:
+        """Exits and accesses are recorded, if the configuration asks for it; else nothing is in their way."""
+        if "trace" in self.config or "trace_filter" in self.config:
+            from pyhyve.debug.trace import open_trace
+
+            trace = open_trace(self.config, self.loop)
+            self._closing.callback(trace.close)
+            trace.begin(self.name, self.backend, len(self.vcpus.vcpus))
+            trace.attach(self.vcpus.vcpus, self.pio, self.mmio, self.irq, self.msi)
+
+    def _listen_for_a_debugger(self) -> None:
+        if "gdb.port" in self.config:
+            from pyhyve.debug.gdb.server import serve
+
+            self.gdb = serve(self, self.config)
+            self._closing.callback(self.gdb.close)
+
     # -- running --
 
     def start(self) -> None:
         """Take input, start the vCPUs. The guest runs from here on; ``wait`` serves its devices."""
+        self._started_ns = time.monotonic_ns()
         for uart in self._uarts:
             uart.start()
+        self._isa.start()
         # With an interrupt controller of its own the backend starts the others on the guest's INIT-SIPI: their threads
         # wait inside ``run``. Otherwise the guest's request comes as an exit, and a thread is started then.
         waiting = range(1, len(self.vcpus.vcpus)) if Chip.IOAPIC in self.vm.provides else range(0)
@@ -440,12 +505,13 @@ class Machine:
         return self.pm.power_button()
 
     def stats(self) -> dict[str, float]:
-        """Counters of the backend and of every vCPU, those of vCPU N as ``vcpuN.NAME``."""
-        counters = dict(self.vm.stats())
-        for vcpu in self.vcpus.vcpus:
-            for name, value in {**vcpu.counters.named(), **vcpu.cpu.stats()}.items():
-                counters[f"vcpu{vcpu.index}.{name}"] = value
-        return counters
+        """All counters, by the names that ``debug.stats`` describes. From any thread."""
+        from pyhyve.debug.collect import collect
+
+        uptime = (self._ended_ns or time.monotonic_ns()) - self._started_ns if self._started_ns else 0
+        traffic = self.pio.traffic, self.mmio.traffic
+        chars = {**self._chars, **self._isa.chars}
+        return collect(self.vm, self.vcpus.vcpus, traffic, chars, self.irq, self.msi, uptime)
 
     def close(self) -> None:
         """End the machine if it still runs and give everything back, the terminal too. Idempotent."""
@@ -464,6 +530,7 @@ class Machine:
         self.close()
 
     def _end(self) -> None:
+        self._ended_ns = time.monotonic_ns()
         self._ended.set()
         if self._runs_loop or not self.loop.running:
             self.loop.stop()

@@ -18,6 +18,9 @@ from pyhyve.errors import MemoryError_
 PAGE = 4096
 LOW_LIMIT = 3 << 30
 HIGH_BASE = 4 << 30
+CORE_FILTER = "/proc/self/coredump_filter"
+ANONYMOUS_SHARED, FILE_SHARED = 1 << 1, 1 << 3
+"""Kinds of mappings that a core dump may hold (core(5))."""
 
 
 class OutsideMemory(MemoryError_):
@@ -41,19 +44,22 @@ class GuestMemory:
     """The RAM of one machine. ``size`` is in bytes, a multiple of 4096.
 
     ``fd`` is an open file of that size whose contents become the memory; it is closed with it. Without one the memory
-    is a new memfd, all zeros.
+    is a new memfd, all zeros, in which ``rom`` bytes more, a multiple of 4096 too, lie behind the RAM and in no region:
+    a boot ROM, which ``write_rom`` fills and the machine maps where it belongs.
     """
 
-    def __init__(self, size: int, low_limit: int = LOW_LIMIT, *, fd: int | None = None) -> None:
-        if size <= 0 or size % PAGE:
+    def __init__(self, size: int, low_limit: int = LOW_LIMIT, *, fd: int | None = None, rom: int = 0) -> None:
+        if size <= 0 or size % PAGE or rom % PAGE:
             if fd is not None:
                 os.close(fd)
             raise MemoryError_(f"guest memory must be a positive multiple of {PAGE} bytes, not {size}")
-        self.size = size
+        self.rom_offset = size
+        """Where the ROM begins in the memfd."""
         low = min(size, low_limit)
         self.regions: tuple[Region, ...] = (Region(0, low, 0),)
         if size > low:
             self.regions += (Region(HIGH_BASE, size - low, low),)
+        self.size = size = size + rom
         self.fd = os.memfd_create("pyhyve-guest", os.MFD_CLOEXEC) if fd is None else fd
         try:
             if fd is None:
@@ -77,6 +83,11 @@ class GuestMemory:
     def high_size(self) -> int:
         """Bytes of RAM that start at 4 GiB."""
         return self.regions[1].size if len(self.regions) > 1 else 0
+
+    @property
+    def ram_size(self) -> int:
+        """Bytes of RAM in all; ``size`` counts the ROM too."""
+        return self.low_size + self.high_size
 
     def offset(self, gpa: int, length: int = 1) -> int:
         """Where ``[gpa, gpa+length)`` lies in the memfd. Raises ``OutsideMemory``."""
@@ -111,6 +122,27 @@ class GuestMemory:
         """Tell whoever caches what is in memory (translated code) that it changed."""
         for callback in self.on_write:
             callback(gpa, length)
+
+    def write_rom(self, data: bytes) -> None:
+        """Fill the ROM, before it is mapped."""
+        self._view[self.rom_offset : self.rom_offset + len(data)] = data
+
+    def show_in_core_dumps(self, shown: bool) -> None:
+        """Whether a core dump of this process holds guest memory (madvise(2), MADV_DONTDUMP; core(5)).
+
+        Memory of a file with a name is dumped only by a process that asks for such mappings.
+        """
+        if not shown:
+            self._map.madvise(mmap.MADV_DONTDUMP)
+            return
+        self._map.madvise(mmap.MADV_DODUMP)
+        try:
+            with open(CORE_FILTER, "r+", encoding="ascii") as file:
+                kinds = int(file.read(), 16) | ANONYMOUS_SHARED | FILE_SHARED
+                file.seek(0)
+                file.write(f"{kinds:#x}")
+        except OSError as error:
+            raise MemoryError_(f"cannot have guest memory in core dumps: {CORE_FILTER}: {error.strerror}") from None
 
     def read_uint(self, gpa: int, size: int) -> int:
         return int.from_bytes(self.read(gpa, size), "little")

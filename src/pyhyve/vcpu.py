@@ -14,17 +14,19 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
 
 from pyhyve.errors import BackendError, PyhyveError, Status
 from pyhyve.vmm import exits
-from pyhyve.vmm.api import VirtualCpu
+from pyhyve.vmm.api import Capability, VirtualCpu
 from pyhyve.vmm.exits import Exit, SuspendReason
+from pyhyve.vmm.registers import Reg
 
 
 class Verdict(Enum):
@@ -80,8 +82,8 @@ EXIT_CODES: Mapping[type[Exit], int] = {
     exits.Debug: 21,
 }
 GENERAL_PROTECTION = 13
-LEAVING_S = 5.0
-"""How long a vCPU may take to leave the active set before it is started again."""
+# Exits behind which no instruction is half done in the backend.
+_BETWEEN_INSTRUCTIONS = (exits.Bogus, exits.Mtrap, exits.Debug)
 # Signals that the main thread answers; a vCPU thread must not be the one that the kernel picks for them.
 MAIN_THREAD_SIGNALS = frozenset(
     {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH, signal.SIGCHLD, signal.SIGTSTP}
@@ -104,9 +106,64 @@ class Counters:
     inout: int = 0
     rdmsr: int = 0
     wrmsr: int = 0
+    intack: int = 0
+    eoi: int = 0
+    debug: int = 0
+    spinup_ap: int = 0
+    spindown_cpu: int = 0
+    suspended: int = 0
+    vmx: int = 0
 
     def named(self) -> dict[str, int]:
         return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+
+
+@dataclass(slots=True)
+class HostTime:
+    """The thread that runs a vCPU, as the host's accounting knows it, and the sums of those that did and have ended."""
+
+    thread: int = 0
+    """The host's number of the thread, 0 where there is none."""
+    since_ns: int = 0
+    past_ns: int = 0
+    past_cpu_ns: int = 0
+    past_wait_ns: int = 0
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """The backend's counters when the thread last marked, which it does outside the guest, if asked to."""
+    counters_ns: int = 0
+    """The life of the threads at that moment."""
+    marked: threading.Event = field(default_factory=threading.Event)
+    wanted: bool = False
+    """Whether somebody waits for a mark."""
+
+    def begin(self) -> None:
+        """In the new thread."""
+        self.since_ns = time.monotonic_ns()
+        self.thread = threading.get_native_id()
+
+    def end(self) -> None:
+        """In the thread, when it is about to end; once, and before the vCPU can have another thread."""
+        if self.thread != threading.get_native_id():
+            return
+        self.thread = 0
+        self.past_ns += time.monotonic_ns() - self.since_ns
+        self.past_cpu_ns += time.thread_time_ns()
+        self.past_wait_ns += thread_times(threading.get_native_id())[1]
+
+    def mark(self, counters: Mapping[str, float]) -> None:
+        """In the thread: keep what the counters are now."""
+        self.counters, self.counters_ns = counters, self.past_ns + time.monotonic_ns() - self.since_ns
+        self.wanted = False
+        self.marked.set()
+
+
+class Observer(Protocol):
+    """Who looks on: told the vCPU, the exit, the answer it got (None: none), when its handling began, and its length.
+
+    Times are those of ``time.monotonic_ns()``. It is called in the vCPU's thread.
+    """
+
+    def __call__(self, vcpu: int, exit_: Exit, answer: int | None, start_ns: int, took_ns: int, /) -> None: ...
 
 
 class Ports(Protocol):
@@ -159,7 +216,11 @@ class Vcpu:
         self.owner = owner
         self.platform = platform
         self.counters = Counters()
-        self.on_debug: Callable[[Vcpu, exits.Debug], Verdict] | None = None
+        self.on_debug: Callable[[Vcpu, exits.Debug | exits.Mtrap], None] | None = None
+        """Told, in this vCPU's thread, of a point that was hit and of a step that is done."""
+        self.step_from: int | None = None
+        """Where the instruction lies that is single-stepped, None if none is."""
+        self.host = HostTime()
         self._known_msrs: set[tuple[bool, int]] = set()
         self._pio_read = platform.pio.read
         self._pio_write = platform.pio.write
@@ -182,6 +243,31 @@ class Vcpu:
             exits.Debug: self._debug,
             exits.EntryFailed: self._entry_failed,
         }
+
+    def observe(self, observer: Observer, kinds: Collection[type[Exit]]) -> None:
+        """Tell ``observer`` of every exit of these kinds when it has been handled. To be called before the start."""
+        answer = self._answer
+        given: int | None = None
+
+        def answering(value: int) -> None:
+            nonlocal given
+            given = value
+            answer(value)
+
+        def observed(handler: Callable[[Any], Verdict]) -> Callable[[Any], Verdict]:
+            def handle(exit_: Exit) -> Verdict:
+                nonlocal given
+                given = None
+                start = time.monotonic_ns()
+                verdict = handler(exit_)
+                observer(self.index, exit_, given, start, time.monotonic_ns() - start)
+                return verdict
+
+            return handle
+
+        self._answer = answering
+        for kind in kinds:
+            self.handlers[kind] = observed(self.handlers[kind])
 
     def loop(self) -> Status | None:
         """Run until the machine ends or this vCPU leaves. The status that it ends the machine with, if it does."""
@@ -209,9 +295,27 @@ class Vcpu:
 
     def _attend(self, exit_: Exit) -> bool:
         """The machine wants something of this thread; whether the loop goes on."""
-        if type(exit_) is exits.InOut and self.owner.outcome == Status.RESET:
+        kind = type(exit_)
+        if kind is exits.InOut and self.owner.outcome == Status.RESET:
             self.counters.io_reset += 1
+        elif self.owner.outcome is None and kind not in _BETWEEN_INSTRUCTIONS:
+            # Rest behind the exit's instruction: the backend completes it before it obeys the kick.
+            if self.step_from is not None or self.owner.rests(self.index):
+                self.cpu.kick()
+            return True
+        elif kind is exits.Bogus and self.step_from is not None and self._rip() != self.step_from:
+            # The stepped instruction left by an exit of its own.
+            self._mtrap(exits.Mtrap())
         return self.owner.park(self)
+
+    def _rip(self) -> int:
+        return self.cpu.get_registers((Reg.RIP,))[Reg.RIP]
+
+    def step(self, on: bool) -> None:
+        """Execute one instruction, then call ``on_debug``. While the vCPU rests."""
+        if on != (self.step_from is not None):
+            self.cpu.set_capability(Capability.MTRAP_EXIT, on)
+        self.step_from = self._rip() if on else None
 
     def _inout(self, exit_: exits.InOut) -> Verdict:
         self.counters.inout += 1
@@ -289,15 +393,18 @@ class Vcpu:
         self.counters.pause += 1
         return _CONTINUE
 
-    def _mtrap(self, _exit: exits.Mtrap) -> Verdict:
+    def _mtrap(self, exit_: exits.Mtrap) -> Verdict:
         self.counters.mtrap += 1
-        return _RESTART
+        return self._tell_debugger(exit_)
 
     def _bogus(self, _exit: exits.Bogus) -> Verdict:
         self.counters.bogus += 1
+        if self.host.wanted:
+            self.host.mark(self.cpu.stats())
         return _RESTART
 
     def _int_ack(self, _exit: exits.IntAck) -> Verdict:
+        self.counters.intack += 1
         if self.platform.acknowledge is None:
             complain(f"vcpu {self.index}: an interrupt acknowledge, but no interrupt controller to answer it")
             return Verdict.ABORT
@@ -305,24 +412,35 @@ class Vcpu:
         return _CONTINUE
 
     def _ioapic_eoi(self, exit_: exits.IoapicEoi) -> Verdict:
+        self.counters.eoi += 1
         if self.platform.eoi is not None:
             self.platform.eoi(exit_.vector)
         return _CONTINUE
 
     def _spinup_ap(self, exit_: exits.SpinupAp) -> Verdict:
+        self.counters.spinup_ap += 1
         self.owner.spin_up(exit_.vcpu, exit_.vector)
         return _CONTINUE
 
     def _spindown_cpu(self, _exit: exits.SpindownCpu) -> Verdict:
-        return Verdict.LEAVE if self.owner.remove(self.index) else Verdict.RESET
+        self.counters.spindown_cpu += 1
+        return self.owner.spin_down(self.index)
 
     def _suspended(self, exit_: exits.Suspended) -> Verdict:
+        self.counters.suspended += 1
         return VERDICT_OF[exit_.reason]
 
     def _debug(self, exit_: exits.Debug) -> Verdict:
-        return self.on_debug(self, exit_) if self.on_debug is not None else _RESTART
+        self.counters.debug += 1
+        return self._tell_debugger(exit_)
+
+    def _tell_debugger(self, exit_: exits.Debug | exits.Mtrap) -> Verdict:
+        if self.on_debug is not None:
+            self.on_debug(self, exit_)
+        return _RESTART
 
     def _entry_failed(self, exit_: exits.EntryFailed) -> Verdict:
+        self.counters.vmx += 1
         lines = [
             f"vm exit[{self.index}]",
             "\treason\t\tVMX",
@@ -369,10 +487,15 @@ class VcpuSet:
         """Print the traceback of an error inside a device."""
         self._on_end = on_end
         self._result: Outcome | None = None
+        self.on_rest: Callable[[], None] | None = None
+        """Called whenever the last vCPU has come to rest, in any thread, under the set's lock: it must not wait."""
         self._paused = False
+        self._free: frozenset[int] | None = None  # the vCPUs that the debugger lets run, None: all
         self._holds = 0
         self._active: dict[int, _Thread] = {}
-        self._pins: dict[int, int] = {}
+        self._pins: dict[int, frozenset[int]] = {}
+        self._starts: dict[int, int] = {}
+        """Vectors of start-up IPIs for vCPUs that are still on their way out."""
         self._changed = threading.Condition()
 
     @property
@@ -389,9 +512,9 @@ class VcpuSet:
         with self._changed:
             return frozenset(self._active)
 
-    def pin(self, index: int, host_cpu: int) -> None:
-        """Run vCPU ``index`` on this host CPU only; to be called before it starts."""
-        self._pins[index] = host_cpu
+    def pin(self, index: int, host_cpus: frozenset[int]) -> None:
+        """Run vCPU ``index`` on these host CPUs only; to be called before it starts."""
+        self._pins[index] = host_cpus
 
     def add(self, index: int) -> None:
         """Put a vCPU in the active set and start its thread. Raises ``BackendError`` if it is there already."""
@@ -411,22 +534,33 @@ class VcpuSet:
             if self._active.pop(index, None) is None:
                 raise BackendError(f"vcpu {index} is not active", Status.ERROR)
             self._changed.notify_all()
+            self._tell_rest()
             return bool(self._active)
 
     def spin_up(self, index: int, vector: int) -> None:
         """A guest's INIT-SIPI: start another vCPU in real mode.
 
-        One that still runs has had its INIT and is on its way out of the active set.
+        One that still takes part has had its INIT and is on its way out of the active set: it starts when it is there.
+        Nobody waits for it here, for it may wait for this vCPU, or be held by a pause.
         """
         if not 0 <= index < len(self.vcpus):
             raise BackendError(f"vcpu {index} does not exist", Status.ERROR)
         with self._changed:
-            if not self._changed.wait_for(lambda: index not in self._active or self._result is not None, LEAVING_S):
-                raise BackendError(f"vcpu {index} is already active", Status.ERROR)
-            if self._result is not None:
-                return
-        self.vcpus[index].cpu.start(vector)
-        self.add(index)
+            if index in self._active:
+                self._starts[index] = vector
+            elif self._result is None:
+                self.vcpus[index].cpu.start(vector)
+                self.add(index)
+
+    def spin_down(self, index: int) -> Verdict:
+        """A vCPU, in whose thread this is, has had an INIT: it leaves, unless a start-up IPI has come behind that."""
+        with self._changed:
+            vector = self._starts.pop(index, None)
+            if vector is None:
+                self.vcpus[index].host.end()
+                return Verdict.LEAVE if self.remove(index) else Verdict.RESET
+            self.vcpus[index].cpu.start(vector)
+            return Verdict.CONTINUE
 
     def end(self, status: int, message: str = "") -> None:
         """The machine ends with ``status``. Only the first call counts. Callable from any thread."""
@@ -459,6 +593,7 @@ class VcpuSet:
             self._wait_for_rest()
 
     def resume(self) -> None:
+        """Undo ``pause``. What the debugger holds stays at rest."""
         with self._changed:
             self._paused = False
             self._let_go()
@@ -486,27 +621,61 @@ class VcpuSet:
     def _wait_for_rest(self) -> None:
         self.attention = True
         for entry in self._active.values():
-            entry.vcpu.cpu.kick()
-        self._changed.wait_for(
-            lambda: self._result is not None or all(entry.parked for entry in self._active.values())
-        )
+            if not entry.parked:
+                entry.vcpu.cpu.kick()
+        self._changed.wait_for(lambda: self._result is not None or all(entry.parked for entry in self._active.values()))
 
     def _let_go(self) -> None:
-        self.attention = self._result is not None or self._must_rest
+        self._set_attention()
         self._changed.notify_all()
 
-    @property
-    def _must_rest(self) -> bool:
-        return self._paused or self._holds > 0
+    def break_in(self) -> None:
+        """Bring every vCPU to rest, also one that is started later, and return at once: ``on_rest`` follows.
+
+        It is the debugger's, and independent of ``pause`` and ``held``. From any thread, a vCPU's own too.
+        """
+        with self._changed:
+            self._free = frozenset()
+            self._set_attention()
+            for entry in self._active.values():
+                if not entry.parked and entry.thread is not threading.current_thread():
+                    entry.vcpu.cpu.kick()
+            self._tell_rest()
+
+    def release(self, indices: Iterable[int] | None = None) -> None:
+        """Undo ``break_in`` for these vCPUs (None: all, and those that are started later)."""
+        with self._changed:
+            self._free = None if indices is None else frozenset(indices)
+            self._let_go()
+
+    def rests(self, index: int) -> bool:
+        """Whether a vCPU is to rest."""
+        free = self._free
+        return self._paused or self._holds > 0 or (free is not None and index not in free)
+
+    def at_rest(self) -> bool:
+        """Whether no vCPU runs and none will until ``release`` or ``resume``."""
+        with self._changed:
+            return all(entry.parked and self.rests(index) for index, entry in self._active.items())
+
+    def _set_attention(self) -> None:
+        stepping = any(vcpu.step_from is not None for vcpu in self.vcpus)
+        wanted = self._paused or self._holds > 0 or self._free is not None
+        self.attention = wanted or stepping or self._result is not None
+
+    def _tell_rest(self) -> None:
+        if self.on_rest is not None and all(entry.parked for entry in self._active.values()):
+            self.on_rest()
 
     def park(self, vcpu: Vcpu) -> bool:
-        """In a vCPU's thread: rest while the machine is paused. Whether to go on running the guest."""
+        """In a vCPU's thread: rest while the machine wants it. Whether to go on running the guest."""
         with self._changed:
             entry = self._active.get(vcpu.index)
-            if self._must_rest and entry is not None and self._result is None:
+            if entry is not None and self._result is None and self.rests(vcpu.index):
                 entry.parked = True
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._must_rest or self._result is not None)
+                self._tell_rest()
+                self._changed.wait_for(lambda: self._result is not None or not self.rests(vcpu.index))
                 entry.parked = False
             return self._result is None
 
@@ -522,6 +691,7 @@ class VcpuSet:
 
     def _main(self, vcpu: Vcpu) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_THREAD_SIGNALS)
+        vcpu.host.begin()
         try:
             self._settle(vcpu)
             if self.attention and not self.park(vcpu):
@@ -534,16 +704,20 @@ class VcpuSet:
         else:
             if status is not None:
                 self.end(status)
+        finally:
+            vcpu.host.end()
 
     def _settle(self, vcpu: Vcpu) -> None:
         """Name the host thread and put it on its host CPU."""
         name_thread(f"vcpu {vcpu.index}")
-        host_cpu = self._pins.get(vcpu.index)
-        if host_cpu is not None:
+        host_cpus = self._pins.get(vcpu.index)
+        if host_cpus is not None:
             try:
-                os.sched_setaffinity(0, {host_cpu})
-            except OSError as error:
-                raise BackendError(f"cannot pin vcpu {vcpu.index} to host CPU {host_cpu}: {error.strerror}") from None
+                os.sched_setaffinity(0, host_cpus)
+            except (OSError, ValueError) as error:
+                where = ",".join(map(str, sorted(host_cpus)))
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise BackendError(f"cannot pin vcpu {vcpu.index} to host CPU {where}: {reason}") from None
 
 
 def name_thread(name: str) -> None:
@@ -553,6 +727,19 @@ def name_thread(name: str) -> None:
             file.write(name.encode()[:15])
     except OSError:
         pass  # cosmetic
+
+
+def thread_times(thread: int) -> tuple[int, int]:
+    """How long a thread of ours ran on the host's CPUs, and how long it was ready but had to wait, in nanoseconds.
+
+    Both are 0 for a thread that is not there.
+    """
+    try:
+        with open(f"/proc/self/task/{thread}/schedstat", "rb") as file:
+            ran, waited, *_ = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 0, 0
+    return ran, waited
 
 
 def describe(error: BaseException, where: str) -> str:

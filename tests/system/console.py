@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,13 +20,15 @@ PATIENCE = 120.0
 """Seconds after which a guest that says nothing of what is waited for has failed."""
 
 _CLOCK_SAMPLES = 5
+_numbers = itertools.count()  # a name is one machine's at a time
 
 
 def command(backend: str, kernel: Path, initrd: Path, cpus: int = 1) -> list[str]:
     """``bhyve`` with the options of a Linux guest on its first serial port."""
     options = f"-A -c {cpus} -m 512M -H -s 0,hostbridge -s 31,lpc -l com1,stdio".split()
     boot = ["-o", f"boot.kernel={kernel}", "-o", f"boot.initrd={initrd}", "-o", "boot.cmdline=console=ttyS0"]
-    return [sys.executable, "-m", "pyhyve.commands.bhyve", *options, "-o", f"vmm.backend={backend}", *boot, "vm0"]
+    name = f"linux{next(_numbers)}"
+    return [sys.executable, "-m", "pyhyve.commands.bhyve", *options, "-o", f"vmm.backend={backend}", *boot, name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +40,26 @@ class Done:
 
 
 class Guest:
-    """A Linux guest at its prompt. ``argv`` is what ``command`` gives."""
+    """A Linux guest, at its prompt unless ``at_prompt`` is false. ``argv`` is what ``command`` gives."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], *, at_prompt: bool = True) -> None:
         # a wide terminal, so that the echo of a command is not broken into lines
         self._child = pexpect.spawn(
             argv[0], list(argv[1:]), timeout=PATIENCE, encoding="utf-8", dimensions=(50, 1000), codec_errors="replace"
         )
         self._child.delaybeforesend = None
-        try:
-            self.expect(PROMPT)
-            # late messages of the kernel would stand between a command's lines
-            self.run("dmesg -n 1")
-        except BaseException:
-            self.close()
-            raise
+        if at_prompt:
+            try:
+                self.reach_prompt()
+            except BaseException:
+                self.close()
+                raise
+
+    def reach_prompt(self) -> None:
+        """Wait until it has booted."""
+        self.expect(PROMPT)
+        # late messages of the kernel would stand between a command's lines
+        self.run("dmesg -n 1")
 
     def expect(self, text: str) -> str:
         """Read up to and including ``text``; what came before it."""
@@ -107,7 +116,10 @@ class Guest:
 
     def close(self) -> None:
         """End ``bhyve``, whatever it is doing."""
-        self._child.close(force=True)
+        if self._child.isalive():
+            self._child.kill(signal.SIGKILL)
+            self._child.wait()  # pexpect's own close gives up on a busy host
+        self._child.close()
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,8 @@ ALLOWED = re.compile(
     # A busy host took the CPU away while the guest counted the PIT's ticks; it goes by the HPET then. Not seen on an
     # idle host, nor where the processor tells its frequency: arch/x86/kernel/tsc.c
     r"|tsc: Unable to calibrate against PIT"
+    # The same, while an interrupt of its timer was served: kernel/time/hrtimer.c
+    r"|hrtimer: interrupt took"
     # The numbers of the processors that are being started, in one line with the first: kernel/smp.c
     r"|\]\s+#\d+$",
     re.IGNORECASE,

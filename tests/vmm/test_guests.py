@@ -762,3 +762,11 @@ def test_a_new_vcpu_starts_at_the_reset_vector(hypervisor: Hypervisor) -> None:
     finally:
         vm.close()
         memory.close()
+
+
+def test_memory_mapped_above_all_other_memory_can_be_executed(hypervisor: Hypervisor) -> None:
+    guest = boot_guest(hypervisor, assemble("    mov $0x80000000, %rax\n    jmp *%rax\n", 0x10000))
+    guest.memory.write(0x300000, assemble("    out %al, $0xF4\n", 0))
+    guest.vm.map_memory(0x80000000, 0x1000, 0x300000)
+    assert guest.until_end() == []
+    guest.close()

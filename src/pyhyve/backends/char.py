@@ -23,6 +23,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any, Protocol
@@ -42,8 +43,18 @@ ESCAPE = 0x1D
 OnInput = Callable[[bytes], None]
 
 
+@dataclass(slots=True, eq=False)
+class CharTraffic:
+    """Bytes that came in from the host, and bytes that the guest sent, whether somebody took them or not."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
 class CharBackend(Protocol):
     """A two-way stream of bytes on the host."""
+
+    traffic: CharTraffic
 
     def start(self, on_input: OnInput) -> None:
         """Begin to deliver input, in the loop's thread."""
@@ -88,9 +99,10 @@ def open_char(
 class Output:
     """An ordered, complete way out through one descriptor, which is closed by its owner."""
 
-    def __init__(self, fd: int, loop: EventLoop) -> None:
+    def __init__(self, fd: int, loop: EventLoop, traffic: CharTraffic | None = None) -> None:
         self._fd = fd
         self._loop = loop
+        self._traffic = traffic or CharTraffic()
         self._lock = threading.Lock()
         self._waiting = bytearray()
         self._wanted = False  # the loop shall tell when the descriptor takes more
@@ -101,6 +113,7 @@ class Output:
     def write(self, data: bytes) -> None:
         """Send ``data`` after everything written before."""
         with self._lock:
+            self._traffic.bytes_out += len(data)
             if self._gone:
                 return
             if self._waiting:
@@ -183,8 +196,16 @@ class Output:
 class Input:
     """A descriptor read by the event loop. Plain files, which cannot be waited for, are read a piece at a time."""
 
-    def __init__(self, fd: int, loop: EventLoop, on_input: OnInput, on_end: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        loop: EventLoop,
+        on_input: OnInput,
+        on_end: Callable[[], None] | None = None,
+        traffic: CharTraffic | None = None,
+    ) -> None:
         self._fd = fd
+        self._traffic = traffic or CharTraffic()
         self._loop = loop
         self._on_input = on_input
         self._on_end = on_end
@@ -236,6 +257,7 @@ class Input:
         except OSError:
             data = b""  # a terminal that hung up
         if data:
+            self._traffic.bytes_in += len(data)
             self._on_input(data)
         elif not self._ended:
             self.stop()
@@ -381,7 +403,8 @@ class StdioBackend:
         self._own_out = None if out is None else _reopen_nonblocking(out)
         if self._own_out is not None:
             out = self._own_out
-        self._output = None if out is None else Output(out, loop)
+        self.traffic = CharTraffic()
+        self._output = None if out is None else Output(out, loop, self.traffic)
         self.write = _discard if self._output is None else self._output.write
         self._input: Input | None = None
         self._closed = False
@@ -392,7 +415,8 @@ class StdioBackend:
             self._terminal.enter()
             self._loop.add_signal(signal.SIGCONT, self._terminal.enter)
         if self._in is not None:
-            self._input = Input(self._in, self._loop, EscapeFilter(self._escape, on_input, self._on_quit).feed)
+            feed = EscapeFilter(self._escape, on_input, self._on_quit).feed
+            self._input = Input(self._in, self._loop, feed, traffic=self.traffic)
 
     def pause(self) -> None:
         """Stop reading."""
@@ -438,13 +462,14 @@ class TtyBackend:
         self._saved = termios.tcgetattr(self._fd)
         termios.tcsetattr(self._fd, termios.TCSANOW, raw_attributes(self._saved))
         self._loop = loop
-        self._output = Output(self._fd, loop)
+        self.traffic = CharTraffic()
+        self._output = Output(self._fd, loop, self.traffic)
         self.write = self._output.write
         self._input: Input | None = None
 
     def start(self, on_input: OnInput) -> None:
         """Read."""
-        self._input = Input(self._fd, self._loop, on_input)
+        self._input = Input(self._fd, self._loop, on_input, traffic=self.traffic)
 
     def pause(self) -> None:
         """Stop reading."""
@@ -482,8 +507,11 @@ class TcpBackend:
             family, _, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
             self._listener = socket.create_server(where[:2], family=family, backlog=8)
         except OSError as error:
-            raise DeviceError(f"cannot listen on tcp={address}: {error.strerror}") from None
+            # create_server adds the address to the text
+            reason = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else error.strerror
+            raise DeviceError(f"cannot listen on tcp={address}: {reason}") from None
         self._listener.setblocking(False)
+        self.traffic = CharTraffic()
         self._loop = loop
         self._lock = threading.Lock()
         self._client: socket.socket | None = None
@@ -498,6 +526,11 @@ class TcpBackend:
         """The port it listens on, if 0 was asked for."""
         return int(self._listener.getsockname()[1])
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._client is not None
+
     def start(self, on_input: OnInput) -> None:
         """Take connections."""
         self._on_input = on_input
@@ -508,6 +541,8 @@ class TcpBackend:
         output = self._output
         if output is not None:
             output.write(data)
+        else:
+            self.traffic.bytes_out += len(data)
 
     def pause(self) -> None:
         """Stop reading."""
@@ -543,8 +578,8 @@ class TcpBackend:
         self._loop.remove_reader(self._listener.fileno())
         with self._lock:
             self._client = client
-            self._output = Output(client.fileno(), self._loop)
-            self._input = Input(client.fileno(), self._loop, self._on_input, self._end)
+            self._output = Output(client.fileno(), self._loop, self.traffic)
+            self._input = Input(client.fileno(), self._loop, self._on_input, self._end, self.traffic)
             if self._paused:
                 self._input.pause()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
@@ -41,6 +41,17 @@ class Callbacks:
 
     read: Callable[[int, int], int]
     write: Callable[[int, int, int], None]
+
+
+@dataclass(slots=True, eq=False)
+class Traffic:
+    """What a device has been asked: how many reads and writes there were of each size (index 1 to 8, in bytes).
+
+    The bus counts under the device's lock, with one operation on a list: that is as little as counting can cost.
+    """
+
+    reads: list[int] = field(default_factory=lambda: [0] * 9)
+    writes: list[int] = field(default_factory=lambda: [0] * 9)
 
 
 def choose_lock(handler: Handler, registered: Iterable[tuple[Handler, Lock]]) -> Lock:

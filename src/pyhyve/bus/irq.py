@@ -1,4 +1,4 @@
-"""Interrupt lines: who holds which global system interrupt, and where its level goes.
+"""Interrupt lines and messages: who holds which global system interrupt, and where its level goes.
 
 A device asks the router for a line and raises and lowers it. Several devices may share a GSI: its level is the OR of
 their lines, and only a change of that level is delivered. ``deliver`` is the backend's ``set_irq``, or a function that
@@ -46,11 +46,19 @@ class IrqLine:
         self.lower()
 
 
+Deliver = Callable[[int, bool], None]
+"""Tells the interrupt controllers the level of a GSI."""
+SendMsi = Callable[[int, int], None]
+"""Sends a message-signalled interrupt: address, data."""
+
+
 class IrqRouter:
     """All interrupt lines of a machine."""
 
-    def __init__(self, deliver: Callable[[int, bool], None]) -> None:
+    def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
+        self.raised = [0] * GSIS
+        """How often each GSI went from low to high."""
         self._holders = [0] * GSIS
         self._lines: list[IrqLine] = []
         self._lock = threading.RLock()
@@ -79,6 +87,11 @@ class IrqRouter:
         with self._lock:
             return [line for line in self._lines if line.gsi == gsi]
 
+    def interpose(self, wrap: Callable[[Deliver], Deliver]) -> None:
+        """Put what ``wrap`` makes of the way to the interrupt controllers in its place: for who wants to look on."""
+        with self._lock:
+            self._deliver = wrap(self._deliver)
+
     def redeliver(self) -> None:
         """Tell the interrupt controllers every level again, after they were reset or restored."""
         with self._lock:
@@ -93,4 +106,24 @@ class IrqRouter:
             before = self._holders[line.gsi]
             after = self._holders[line.gsi] = before + (1 if level else -1)
             if (before > 0) != (after > 0):
+                if level:
+                    self.raised[line.gsi] += 1
                 self._deliver(line.gsi, level)
+
+
+class MsiPort:
+    """Where the machine's devices send their message-signalled interrupts."""
+
+    def __init__(self, deliver: SendMsi) -> None:
+        self._deliver = deliver
+        self.sent = 0
+        """How many there were, but for those of two threads at the same moment, which may count as one."""
+
+    def send(self, address: int, data: int) -> None:
+        """Pass a message on to the local APICs."""
+        self.sent += 1
+        self._deliver(address, data)
+
+    def interpose(self, wrap: Callable[[SendMsi], SendMsi]) -> None:
+        """Put what ``wrap`` makes of the way to the local APICs in its place."""
+        self._deliver = wrap(self._deliver)

@@ -10,18 +10,20 @@ import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from pyhyve.bus.handler import Handler, Lock, choose_lock
+from pyhyve.bus.handler import Handler, Lock, Traffic, choose_lock
 
 
 @dataclass(slots=True, eq=False)
 class MmioRange:
-    """The addresses ``gpa`` up to but not including ``end``, answered by ``handler``."""
+    """The addresses ``gpa`` up to but not including ``end``, answered by ``handler``; counts by size, of its name."""
 
     gpa: int
     end: int
     handler: Handler
     name: str
     lock: Lock
+    reads: list[int]
+    writes: list[int]
 
 
 class MmioBus:
@@ -30,6 +32,8 @@ class MmioBus:
     def __init__(self) -> None:
         self._table: tuple[list[int], list[MmioRange]] = ([], [])
         self._hint: MmioRange | None = None
+        self.traffic: dict[str, Traffic] = {}
+        """What was asked of each name; it stays when a range goes, and grows on when it comes elsewhere."""
         self._lock = threading.Lock()
 
     def register(self, gpa: int, count: int, handler: Handler, name: str, lock: Lock | None = None) -> None:
@@ -45,7 +49,8 @@ class MmioBus:
                     raise ValueError(f"addresses {gpa:#x}+{count:#x} of {name} overlap {neighbour.name}")
             if lock is None:
                 lock = choose_lock(handler, ((r.handler, r.lock) for r in ranges))
-            new = MmioRange(gpa, end, handler, name, lock)
+            traffic = self.traffic.setdefault(name, Traffic())
+            new = MmioRange(gpa, end, handler, name, lock, traffic.reads, traffic.writes)
             self._table = ([*starts[:at], gpa, *starts[at:]], [*ranges[:at], new, *ranges[at:]])
 
     def unregister(self, gpa: int) -> None:
@@ -65,9 +70,6 @@ class MmioBus:
 
     def find(self, gpa: int) -> MmioRange | None:
         """The range that holds ``gpa``."""
-        hint = self._hint
-        if hint is not None and hint.gpa <= gpa < hint.end:
-            return hint
         starts, ranges = self._table
         at = bisect_right(starts, gpa) - 1
         if at < 0 or gpa >= ranges[at].end:
@@ -77,9 +79,12 @@ class MmioBus:
 
     def read(self, gpa: int, size: int) -> int | None:
         """Read 1 to 8 bytes; None where nobody answers. Bytes that nobody has read as 0xFF."""
-        found = self.find(gpa)
+        found = self._hint  # tried here first: a call would cost as much as counting does
+        if found is None or not found.gpa <= gpa < found.end:
+            found = self.find(gpa)
         if found is not None and gpa + size <= found.end:
             with found.lock:
+                found.reads[size] += 1
                 return found.handler.read(gpa - found.gpa, size)
         if size == 1:
             return None
@@ -90,9 +95,12 @@ class MmioBus:
 
     def write(self, gpa: int, size: int, value: int) -> bool:
         """Write 1 to 8 bytes; False where nobody answers."""
-        found = self.find(gpa)
+        found = self._hint
+        if found is None or not found.gpa <= gpa < found.end:
+            found = self.find(gpa)
         if found is not None and gpa + size <= found.end:
             with found.lock:
+                found.writes[size] += 1
                 found.handler.write(gpa - found.gpa, size, value)
             return True
         if size == 1:

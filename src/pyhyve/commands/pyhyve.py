@@ -1,8 +1,9 @@
-"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``list`` and ``doctor`` look around.
+"""``pyhyve``: the friendly command. ``run`` boots a guest, ``image`` builds one, ``doctor`` and ``list`` look around,
+``top`` shows a running machine, ``trace`` sums up what one left.
 
-Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room. The status of ``run``
-is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple fault. Anything that went wrong on
-this side is 4 or more.
+Like ``bhyve`` it only turns its arguments into a configuration tree (``run``) or calls one room (the others). The
+status of ``run`` is that of bhyve(8) for how the guest ended: 0 reset, 1 power-off, 2 halted, 3 triple fault. Anything
+that went wrong on this side is 4 or more.
 """
 
 from __future__ import annotations
@@ -60,10 +61,29 @@ def build_parser() -> argparse.ArgumentParser:
     image = commands.add_parser("image", help="build a guest image", description="Build a small bootable guest.")
     image.add_argument("image", choices=IMAGES, help="what to build it from")
     image.add_argument("--refresh", action="store_true", help="look for newer packages")
+    image.add_argument(
+        "--kernel",
+        metavar="PACKAGE",
+        default="linux-image-cloud-amd64",
+        help="the kernel's package; linux-image-amd64 drives AHCI disks too (default: %(default)s)",
+    )
     image.set_defaults(action=command_image)
 
     machines = commands.add_parser("list", help="show the named machines", description="Show your named machines.")
     machines.set_defaults(action=command_list)
+
+    top = commands.add_parser(
+        "top", help="what a running machine does", description="Show what a running machine does, until q is pressed."
+    )
+    top.add_argument("name", nargs="?", metavar="NAME", help="the machine (default: the one that runs)")
+    top.add_argument("-i", dest="interval", type=float, default=1.0, metavar="SECONDS", help="between two pictures (1)")
+    top.add_argument("--once", action="store_true", help="print one table and end")
+    top.add_argument("--json", action="store_true", help="print counters and rates as lines of JSON")
+    top.set_defaults(action=command_top)
+
+    trace = commands.add_parser("trace", help="sum up a trace", description="Sum up what bhyve -o trace=FILE wrote.")
+    trace.add_argument("file", metavar="FILE", help="the trace; - is standard input")
+    trace.set_defaults(action=command_trace)
 
     doctor = commands.add_parser(
         "doctor", help="what this host offers and what is missing", description="Look at this host, change nothing."
@@ -173,7 +193,7 @@ def command_image(args: argparse.Namespace) -> int:
     from pyhyve.images.debian import build_debian
 
     with _progress() as show:
-        guest = build_debian(show, refresh=args.refresh)
+        guest = build_debian(show, refresh=args.refresh, kernel=args.kernel)
     print(f"version {guest.version}\nkernel  {guest.kernel}\ninitrd  {guest.initrd}")
     return 0
 
@@ -183,6 +203,28 @@ def command_list(_args: argparse.Namespace) -> int:
     from pyhyve.commands.list import table
 
     print(table())
+    return 0
+
+
+def command_top(args: argparse.Namespace) -> int:
+    """``pyhyve top``."""
+    from pyhyve.commands.top import run_top
+
+    return run_top(args.name, args.interval, once=args.once, as_lines=args.json)
+
+
+def command_trace(args: argparse.Namespace) -> int:
+    """``pyhyve trace FILE``."""
+    from pyhyve.debug.summary import report, summarize
+
+    try:
+        with open(0 if args.file == "-" else args.file, "rb", closefd=args.file != "-") as file:
+            summary = summarize(file)
+    except OSError as error:
+        raise UsageError(f"cannot read '{args.file}': {error.strerror}") from None
+    if not summary.records:
+        raise UsageError(f"'{args.file}' is not a trace")
+    print("\n".join(report(summary)))
     return 0
 
 

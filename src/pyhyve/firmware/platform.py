@@ -104,6 +104,15 @@ def derived_uuid(name: str) -> UUID:
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """A NUMA domain: its number, its vCPUs, and its memory as (guest-physical start, size in bytes) pairs."""
+
+    ident: int
+    cpus: frozenset[int]
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Platform:
     """A machine as its firmware describes it. Addresses are guest-physical."""
 
@@ -147,6 +156,10 @@ class Platform:
     reset_value: int = 6
     soft_off_type: int = 5
     """SLP_TYP that means soft-off."""
+    domains: tuple[Domain, ...] = ()
+    """NUMA domains; none means that the machine has no such thing."""
+    fwcfg_ports: tuple[int, int] | None = None
+    """First port and count of QEMU's firmware configuration device, if there is one."""
     rtc_century: int = 0x32
     """CMOS address of the century."""
 

@@ -184,7 +184,7 @@ def _processor(platform: Platform, socket: int, sockets: int) -> _Structure:
 
 
 def _memory_array(memory: GuestMemory) -> _Structure:
-    kilobytes = memory.size >> 10
+    kilobytes = memory.ram_size >> 10
     large = kilobytes >= _KILOBYTES_32_BIT_LIMIT
     # on the board, system memory, no error correction
     body = struct.pack(
@@ -195,13 +195,13 @@ def _memory_array(memory: GuestMemory) -> _Structure:
         _KILOBYTES_32_BIT_LIMIT if large else kilobytes,
         _NO_HANDLE,
         1,
-        memory.size if large else 0,
+        memory.ram_size if large else 0,
     )
     return _Structure(Type.MEMORY_ARRAY, body)
 
 
 def _memory_device(memory: GuestMemory, array_handle: int) -> _Structure:
-    megabytes = memory.size >> 20
+    megabytes = memory.ram_size >> 20
     large = megabytes >= _MEMORY_SIZE_EXTENDED
     body = struct.pack(
         "<HHHHHBBBBBHHBBBBBIH",

@@ -40,3 +40,5 @@ class Environment:
     power: Callable[[SuspendReason], None]
     virtio_msix: bool = True
     """Whether virtio devices signal with MSI-X; else (``-W``) with one MSI vector."""
+    name: str = ""
+    """The machine's."""

@@ -41,7 +41,11 @@ def find(name: str) -> type[PciFunction]:
     try:
         return _devices[name]
     except KeyError:
-        raise DeviceError(f"unknown device '{name}'; there are {', '.join(names())}") from None
+        import difflib
+
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
+        raise DeviceError(f"unknown device '{name}'; {hint}") from None
 
 
 def names() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -10,7 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pyhyve.errors import LoaderError
-from pyhyve.memory import GuestMemory
+from pyhyve.memory import PAGE, GuestMemory
+
+ROM_LIMIT = 16 << 20
+"""Largest boot ROM: bhyve keeps this much free below 4 GiB."""
 
 
 def read_kernel(path: Path, memory: GuestMemory) -> bytes:
@@ -19,6 +24,40 @@ def read_kernel(path: Path, memory: GuestMemory) -> bytes:
         if size > memory.size:
             raise LoaderError(f"kernel {path} ({_mb(size)}) is larger than guest memory ({_mb(memory.size)})")
         return file.read()
+
+
+def read_rom(path: Path) -> bytes:
+    """All of a boot ROM: whole pages, at most ``ROM_LIMIT`` bytes."""
+    with _open(path, "boot ROM") as (file, size):
+        if size > ROM_LIMIT or size % PAGE:
+            raise LoaderError(f"boot ROM {path} has {size} bytes: it must be whole pages, {_mb(ROM_LIMIT)} at most")
+        return file.read()
+
+
+def map_variables(path: Path, room: int) -> mmap.mmap:
+    """The file of a boot ROM's variables, mapped so that what is written stays, and locked against other machines.
+
+    It has whole pages, ``room`` bytes at most. Raises ``LoaderError``.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= room or status.st_size % PAGE:
+                raise LoaderError(
+                    f"boot variables {path} have {status.st_size} bytes: they must be whole pages of a file, "
+                    f"and ROM and variables {_mb(ROM_LIMIT)} at most"
+                )
+            # the lock belongs to the open file, which the mapping's own descriptor keeps
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return mmap.mmap(descriptor, status.st_size)
+        finally:
+            os.close(descriptor)
+    except BlockingIOError:
+        raise LoaderError(f"boot variables {path} are in use by another machine") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise LoaderError(f"cannot open boot variables {path}: {reason}") from None
 
 
 def initrd_size(path: Path) -> int:

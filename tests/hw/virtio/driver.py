@@ -46,6 +46,9 @@ class FakeLoop(FakeClock):
     def remove_writer(self, fd: int) -> None:
         self.writers.pop(fd, None)
 
+    def call_in_loop(self, function: Callable[..., object], *args: object) -> None:
+        function(*args)
+
     def serve(self, timeout: float = 0) -> bool:
         """Call back for every descriptor that is ready; whether there was one."""
         reads, writes, _ = select.select(list(self.readers), list(self.writers), [], timeout)

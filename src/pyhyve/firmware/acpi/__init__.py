@@ -7,7 +7,7 @@ in the area below 1 MiB that guests search for the root pointer.
 from __future__ import annotations
 
 from pyhyve.errors import DeviceError
-from pyhyve.firmware.acpi import dsdt, fadt, hpet, madt, mcfg, root
+from pyhyve.firmware.acpi import dsdt, fadt, hpet, madt, mcfg, root, srat
 from pyhyve.firmware.platform import Platform
 from pyhyve.memory import GuestMemory
 
@@ -36,6 +36,8 @@ def build(memory: GuestMemory, platform: Platform) -> int:
     if platform.hpet:
         tables.append(hpet.hpet(platform))
     tables.append(mcfg.mcfg(platform))
+    if platform.domains:
+        tables.append(srat.srat(platform))
     addresses = [place(table) for table in tables]
     rsdt_address = place(root.rsdt(addresses))
     xsdt_address = place(root.xsdt(addresses))

@@ -10,6 +10,7 @@ The name space::
     \_SB.PCI0         the root bus (more roots are PCxx, xx the bus): bus range, windows, interrupt routing
     \_SB.PCI0.ISA     the LPC bridge: interrupt links, RTC, timer, PIC, serial ports, keyboard controller
     \_SB.HPET
+    \_SB.FWCF         QEMU's firmware configuration device
     \_SB.MBRD         what belongs to the board: ECAM, power-management ports
 """
 
@@ -28,6 +29,7 @@ _CONFIG_PORTS = (0xCF8, 8)
 _ANY_FUNCTION = 0xFFFF
 _HPET_SIZE = 0x400
 _ECAM_BUS_SIZE = 1 << 20
+_PRESENT_NOT_SHOWN = 0x0B  # present, decodes, works, but is nothing for a user to see (§6.3.7)
 
 
 def dsdt(platform: Platform) -> bytes:
@@ -45,6 +47,7 @@ def dsdt(platform: Platform) -> bytes:
                     r"\_SB",
                     *(_root(platform, root) for root in platform.pci_roots),
                     _hpet(platform) if platform.hpet else b"",
+                    _fwcfg(*platform.fwcfg_ports) if platform.fwcfg_ports else b"",
                     _board(platform),
                 ),
             )
@@ -132,6 +135,15 @@ def _isa(platform: Platform) -> bytes:
 
 def _hpet(platform: Platform) -> bytes:
     return _device("HPET", "PNP0103", aml.memory32_fixed(platform.hpet_address, _HPET_SIZE), unit=0)
+
+
+def _fwcfg(first: int, count: int) -> bytes:
+    return aml.device(
+        "FWCF",
+        aml.name("_HID", aml.string("QEMU0002")),
+        aml.name("_STA", aml.integer(_PRESENT_NOT_SHOWN)),
+        aml.name("_CRS", aml.resources(aml.io(first, count))),
+    )
 
 
 def _board(platform: Platform) -> bytes:

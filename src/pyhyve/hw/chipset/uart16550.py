@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from enum import IntEnum, IntFlag
 from typing import Protocol
 
-from pyhyve.bus.irq import IrqLine
 from pyhyve.bus.pio import PioBus
 from pyhyve.lifecycle import State, check_version, restore_fields, save_fields, saved_list
 
@@ -138,6 +137,14 @@ class CharDevice(Protocol):
     def resume(self) -> None: ...
 
 
+class Interrupt(Protocol):
+    """Where the chip's interrupt output leads: an ``IrqLine``, or a PCI function's pin."""
+
+    def set(self, level: bool) -> None: ...
+
+    def lower(self) -> None: ...
+
+
 class Callback(Protocol):
     def __call__(self, data: bytes, /) -> None: ...
 
@@ -156,7 +163,7 @@ class Uart16550:
     _msr: int
     _thre_pending: bool
 
-    def __init__(self, irq_line: IrqLine, chardev: CharDevice | None, name: str = "uart") -> None:
+    def __init__(self, irq_line: Interrupt, chardev: CharDevice | None, name: str = "uart") -> None:
         self.lock = threading.RLock()
         self.name = name
         self._irq = irq_line

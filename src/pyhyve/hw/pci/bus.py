@@ -159,6 +159,8 @@ class PciBus:
     def _allocate(self, kind: BarKind, size: int) -> int:
         size = max(size, 4096) if kind is not BarKind.IO else size  # devices do not share a page
         address = (self._next[kind] + size - 1) & ~(size - 1)
+        while kind is BarKind.IO and not self.environment.pio.is_free(address, size):
+            address += size  # a device at fixed ports is in the way
         if address + size > self.windows[kind][1]:
             raise DeviceError(f"no room for a BAR of {size:#x} bytes in {kind.value}")
         self._next[kind] = address + size

@@ -148,6 +148,11 @@ class PciFunction:
         """The configuration as it is now is what ``reset`` goes back to."""
         self._initial = self.config.save()
 
+    def override(self, offset: int, size: int, value: int) -> None:
+        """Show another identity than the device's own (the ``pcireg`` variables)."""
+        self.config.set(offset, size, value)
+        self._initial = self.config.save()
+
     def read_config(self, offset: int, size: int) -> int:
         """A configuration read inside the function's 256 bytes; all ones beyond."""
         if offset + size > SIZE:

@@ -131,6 +131,10 @@ class Queue(ABC):
         """The next chain, or None. Raises ``RingError``."""
 
     @abstractmethod
+    def unpop(self, chain: Chain) -> None:
+        """Leave ``chain``, the last one popped and not pushed, for later: the next ``pop`` gives it again."""
+
+    @abstractmethod
     def push(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back with ``written`` bytes of its writable buffers filled."""
 
@@ -254,6 +258,10 @@ class SplitQueue(Queue):
                 return Chain(self, head, 1, readable, writable, places)
             index = following
 
+    def unpop(self, chain: Chain) -> None:
+        self.next_avail = self.next_avail - 1 & 0xFFFF
+        self.in_flight -= 1
+
     def push(self, chain: Chain, written: int) -> None:
         if written:
             self._written(chain, written)
@@ -368,6 +376,14 @@ class PackedQueue(Queue):
         self._occupied += slots
         self.in_flight += 1
         return Chain(self, ident, slots, readable, writable, places)
+
+    def unpop(self, chain: Chain) -> None:
+        self.next_avail -= chain.slots
+        if self.next_avail < 0:
+            self.next_avail += self.size
+            self.avail_wrap ^= 1
+        self._occupied -= chain.slots
+        self.in_flight -= 1
 
     def push(self, chain: Chain, written: int) -> None:
         if written:

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 
 from pyhyve.vmm.exits import (
     Bogus,
-    Debug,
     EntryFailed,
     Exit,
     Hlt,
     InOut,
     InstEmul,
     InstEmulFailed,
-    Mtrap,
     RdMsr,
     Suspended,
     WrMsr,
@@ -30,7 +28,6 @@ from pyhyve.vmm.exits import SuspendReason as Why
 from pyhyve.vmm.kvm import structs
 from pyhyve.vmm.kvm.ioctls import ExitReason, InternalError, SystemEvent
 
-_DR6_BS = 1 << 14  # single step (SDM Vol. 3B §18.2.3)
 _SYSTEM_EVENTS = {
     SystemEvent.SHUTDOWN: Why.POWER_OFF,
     SystemEvent.RESET: Why.RESET,
@@ -55,17 +52,20 @@ class _Elements:
 
 
 class RunPage:
-    """A view of one vCPU's kvm_run. ``rip`` reads the vCPU's instruction pointer, for exits that report it."""
+    """A view of one vCPU's kvm_run.
 
-    def __init__(self, page: mmap.mmap, rip: Callable[[], int]) -> None:
+    ``rip`` reads the vCPU's instruction pointer, for exits that report it; ``on_debug`` makes an exit of DR6.
+    """
+
+    def __init__(self, page: mmap.mmap, rip: Callable[[], int], on_debug: Callable[[int], Exit | None]) -> None:
         self._page = page
         self._rip = rip
+        self._on_debug = on_debug
         self._elements: _Elements | None = None
         self._answer_at = 0
         self._answer_size = 0
         self.msr_pending = False
-        self.stepping = False
-        self._decoders: dict[int, Callable[[], Exit]] = {
+        self._decoders: dict[int, Callable[[], Exit | None]] = {
             ExitReason.UNKNOWN: self._unknown,
             ExitReason.IO: self._io,
             ExitReason.DEBUG: self._debug,
@@ -85,8 +85,8 @@ class RunPage:
         """Make KVM_RUN finish what the last exit left undone and come straight back, or not."""
         self._page[structs.RUN_IMMEDIATE_EXIT] = on
 
-    def decode(self) -> Exit:
-        """The exit that KVM_RUN has just left in the page."""
+    def decode(self) -> Exit | None:
+        """The exit that KVM_RUN has just left in the page; None where ``on_debug`` made none."""
         (reason,) = structs.RUN_EXIT_REASON.unpack_from(self._page)
         decoder = self._decoders.get(reason)
         return decoder() if decoder else self._unexpected(reason)
@@ -159,9 +159,9 @@ class RunPage:
         self.msr_pending = True
         return WrMsr(index, value)
 
-    def _debug(self) -> Exit:
-        _, pc, dr6, _ = structs.RUN_DEBUG.unpack_from(self._page, structs.RUN_UNION)
-        return Mtrap() if self.stepping and dr6 & _DR6_BS else Debug(pc)
+    def _debug(self) -> Exit | None:
+        _, _, dr6, _ = structs.RUN_DEBUG.unpack_from(self._page, structs.RUN_UNION)
+        return self._on_debug(dr6)
 
     def _system_event(self) -> Exit:
         (kind,) = structs.RUN_SYSTEM_EVENT.unpack_from(self._page, structs.RUN_UNION)

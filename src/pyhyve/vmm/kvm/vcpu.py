@@ -18,14 +18,15 @@ from fcntl import ioctl
 from typing import TYPE_CHECKING
 
 from pyhyve.errors import BackendError
-from pyhyve.vmm.api import ApicMode, Capability, CpuidEntry, VirtualCpu
+from pyhyve.vmm.api import ApicMode, Capability, CpuidEntry, Point, VirtualCpu
 from pyhyve.vmm.cpuid import with_apic_id
-from pyhyve.vmm.exits import Bogus, EntryFailed, Exit
+from pyhyve.vmm.exits import Bogus, Debug, EntryFailed, Exit, Mtrap
 from pyhyve.vmm.kvm import ioctls, kick, structs
 from pyhyve.vmm.kvm.counters import Counters
+from pyhyve.vmm.kvm.points import SINGLE_STEP, DebugRegisters
 from pyhyve.vmm.kvm.runpage import RunPage
 from pyhyve.vmm.kvm.state import CpuState
-from pyhyve.vmm.registers import Reg
+from pyhyve.vmm.registers import Access, Reg, SegmentName
 
 if TYPE_CHECKING:
     from pyhyve.vmm.kvm.vm import KvmMachine
@@ -55,7 +56,11 @@ class KvmCpu(CpuState, VirtualCpu):
         super().__init__(fd, system, f"vCPU {index}")
         self.index = index
         self._machine = machine
-        self._run = RunPage(self._page, self._rip)
+        self._run = RunPage(self._page, self._rip, self._debug_exit)
+        self._points = DebugRegisters()
+        self._stepping = False
+        self._over = False  # pass over a breakpoint at the next instruction
+        self._passing: int | None = None  # the breakpoint that is being passed over, by a single step
         self._fresh = True
         self._inside = False
         self._thread = 0
@@ -76,6 +81,15 @@ class KvmCpu(CpuState, VirtualCpu):
             return element
         if self._thread != threading.get_ident():
             self._adopt_thread()
+        if self._points:
+            self._pass_over()
+        self._over = False
+        exit_ = self._enter()
+        while exit_ is None:  # a breakpoint was passed over
+            exit_ = self._enter()
+        return exit_
+
+    def _enter(self) -> Exit | None:
         while True:
             self._inside = True
             try:
@@ -129,11 +143,65 @@ class KvmCpu(CpuState, VirtualCpu):
                 return
             raise BackendError(f"KVM cannot do this on this host: {cap.value}")
         if cap is Capability.MTRAP_EXIT:
-            control = ioctls.GUESTDBG_ENABLE | ioctls.GUESTDBG_SINGLESTEP if on else 0
-            self._write(ioctls.SET_GUEST_DEBUG, structs.GuestDebug(control=control), "single-stepping")
-            self._run.stepping = on
+            self._stepping = on
+            self._set_debugging()
         elif not on:
             raise BackendError(f"KVM cannot switch this off: {cap.value}")
+
+    # Single steps, breakpoints and watchpoints.
+
+    def set_points(self, points: Iterable[Point]) -> None:
+        self._points = DebugRegisters(points)
+        self._set_debugging()
+
+    def _set_debugging(self) -> None:
+        request = structs.GuestDebug()
+        if self._stepping or self._passing is not None:
+            request.control |= ioctls.GUESTDBG_ENABLE | ioctls.GUESTDBG_SINGLESTEP | self._machine.step_flags
+        if self._points:
+            request.control |= ioctls.GUESTDBG_ENABLE | ioctls.GUESTDBG_USE_HW_BP
+            for number, address in enumerate(self._points.addresses):
+                request.debugreg[number] = address
+            request.debugreg[7] = self._points.control(breakpoints=self._passing is None)
+        self._write(ioctls.SET_GUEST_DEBUG, request, "debugging")
+
+    def _linear_rip(self) -> int:
+        code = self.get_segment(SegmentName.CS)
+        rip = self._rip()
+        return rip if code.access & Access.LONG else (rip + code.base) & 0xFFFFFFFF
+
+    def _pass_over(self) -> None:
+        """Take breakpoints away for one step where the next instruction is one that was reported."""
+        if self._passing is not None:
+            # An exit of the instruction's own, or a kick, came between.
+            if self._linear_rip() == self._passing:
+                return
+            self._passing = None
+            self._set_debugging()
+        if self._over:
+            linear = self._linear_rip()
+            if self._points.stops_at(linear):
+                self._passing = linear
+                self._set_debugging()
+
+    def _debug_exit(self, dr6: int) -> Exit | None:
+        """The exit for what DR6 reports; None where a breakpoint was passed over."""
+        passed = self._passing is not None
+        if passed:
+            self._passing = None
+            self._set_debugging()
+        watched = self._points.watched(dr6)
+        if watched is None and passed and not self._stepping:
+            return None
+        self._over = True
+        if watched is not None:
+            return Debug(self._rip(), watched.gva)
+        return Mtrap() if dr6 & SINGLE_STEP else Debug(self._rip())
+
+    def set_registers(self, values: Mapping[Reg, int]) -> None:
+        super().set_registers(values)
+        if Reg.RIP in values:
+            self._over = True
 
     def set_cpuid(self, entries: Iterable[CpuidEntry]) -> None:
         """Give this vCPU its CPUID table, with its own APIC id in it."""

@@ -51,6 +51,8 @@ class KvmMachine(VirtualMachine):
         self._vcpus: dict[int, KvmCpu] = {}
         self._cpuid: list[CpuidEntry] | None = None
         self._lost_msis = 0
+        # Where KVM can, a single step takes no interrupt: it would end in a handler instead of at the next instruction.
+        self.step_flags = ioctls.extension(system, Cap.SET_GUEST_DEBUG2) & ioctls.GUESTDBG_BLOCKIRQ
         self._counters: Counters | None = None
         try:
             self._set_up_chips()

@@ -15,6 +15,7 @@ cdef enum:
 cdef extern from *:
     # GCC builtins for operand types that state.pxd does not declare.
     void store_int32 "__atomic_store_n"(int32_t *where, int32_t value, int order) noexcept nogil
+    CodePage *load_pointer "__atomic_load_n"(CodePage **where, int order) noexcept nogil
     void store_uint64 "__atomic_store_n"(uint64_t *where, uint64_t value, int order) noexcept nogil
 
 
@@ -104,6 +105,8 @@ cdef struct CodeCache:
 cdef int code_create(Engine *e, CpuState *s, uint64_t size) noexcept nogil
 cdef void code_destroy(Engine *e) noexcept nogil
 cdef void code_flush(Engine *e) noexcept nogil
+# More memory may hold code now. While the world is stopped; 0, or -1 without memory.
+cdef int code_grow(Engine *e) noexcept nogil
 cdef void *code_alloc(CodeCache *c, uint64_t size) noexcept nogil
 cdef Block *block_find(CodeCache *c, uint64_t gpa, uint32_t mode) noexcept nogil
 # The code lock is held from claim_pages to block_insert, and around retire and link.
@@ -123,7 +126,11 @@ cdef bint has_code(Engine *e, uint64_t gpa) noexcept nogil
 cdef bint code_written(Engine *e, CpuState *s, uint64_t gpa, uint32_t size) noexcept nogil
 # The same for any range, behind the write, by a thread of the VMM.
 cdef void code_changed(Engine *e, uint64_t gpa, uint64_t size) noexcept nogil
+# Drop the translations of every page that has code at one of these page offsets (4096 bits).
+cdef void offsets_changed(Engine *e, CpuState *s, uint64_t *offsets) noexcept nogil
+cdef bint page_covers(CodePage *page, uint64_t *offsets) noexcept nogil
 
+cdef uint64_t pages_of(Engine *e) noexcept nogil
 cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
 cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil
 cdef CodePage *page_of(CodeCache *c, uint64_t gpa) noexcept nogil

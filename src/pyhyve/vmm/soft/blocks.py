@@ -46,8 +46,6 @@ def code_create(e, s, size):
     rx: cython.p_void
     data: cython.p_void
     fd: cython.int
-    i: uint32_t
-    top: uint64_t = 0
     if c == cython.NULL:
         return -1
     fd = memfd_create("pyhyve-code", 1)
@@ -58,10 +56,7 @@ def code_create(e, s, size):
     rx = mmap(cython.NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0)
     close(fd)
     data = mmap(cython.NULL, DATA_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    for i in range(e.region_count):
-        if e.regions[i].gpa + e.regions[i].size > top:
-            top = e.regions[i].gpa + e.regions[i].size
-    c.page_count = top >> 12
+    c.page_count = pages_of(e)
     c.pages = cython.cast(cython.pointer(cython.pointer(CodePage)), calloc(c.page_count, 8))
     c.index_size = INDEX_SIZE
     c.index = cython.cast(cython.pointer(cython.pointer(Block)), calloc(INDEX_SIZE, 8))
@@ -73,6 +68,34 @@ def code_create(e, s, size):
     c.data = cython.cast(cython.pointer(uint8_t), data)
     c.data_size = DATA_SIZE
     e.code = c
+    return 0
+
+
+def pages_of(e):
+    """How many pages there are up to the end of the highest memory."""
+    i: uint32_t
+    top: uint64_t = 0
+    for i in range(e.region_count):
+        if e.regions[i].gpa + e.regions[i].size > top:
+            top = e.regions[i].gpa + e.regions[i].size
+    return top >> 12
+
+
+def code_grow(e):
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    count: uint64_t = pages_of(e)
+    pages: cython.p_void
+    if count <= c.page_count:
+        return 0
+    pages = calloc(count, 8)
+    if pages == cython.NULL:
+        return -1
+    lock_code(e, cython.NULL)  # threads of the VMM do not stop with the world
+    free(c.pages)
+    c.pages = cython.cast(cython.pointer(cython.pointer(CodePage)), pages)
+    c.page_count = count
+    code_flush(e)
+    unlock_code(e)
     return 0
 
 
@@ -96,7 +119,8 @@ def code_flush(e):
     k: uint32_t
     n: uint32_t
     for i in range(c.page_count):
-        c.pages[i] = cython.NULL
+        if c.pages[i] != cython.NULL:  # the table is large and hardly touched
+            c.pages[i] = cython.NULL
     for i in range(HASH_SIZE):
         c.hash[i] = cython.NULL
     c.index_count = 0
@@ -215,9 +239,9 @@ def block_insert(e, block):
     block.hash_next = c.hash[h]
     block.valid = 1
     c.index[c.index_count] = block
-    fence(ATOMIC)  # others look without the lock
-    c.hash[h] = block
     c.index_count += 1
+    fence(ATOMIC)  # others look without the lock, and who runs the block must find it by its host code
+    c.hash[h] = block
     return 0
 
 
@@ -270,9 +294,11 @@ def mode_slot(e, mode):
 def has_code(e, gpa):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     number: uint64_t = gpa >> 12
-    if c == cython.NULL or number >= c.page_count or c.pages[number] == cython.NULL:
+    page: cython.pointer(CodePage)
+    if c == cython.NULL or number >= c.page_count:
         return False
-    return c.pages[number].claimed != 0
+    page = cython.cast(cython.pointer(CodePage), load_pointer(cython.address(c.pages[number]), ATOMIC))
+    return page != cython.NULL and page.claimed != 0
 
 
 def patch_rel32(c, site, target):
@@ -412,6 +438,7 @@ def code_changed(e, gpa, size):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     end: uint64_t = gpa + size
     piece: uint64_t
+    there: cython.bint
     if c == cython.NULL:
         return
     fence(ATOMIC)  # what was written must be seen by whoever claims the page later
@@ -419,6 +446,45 @@ def code_changed(e, gpa, size):
         piece = 4096 - (gpa & 0xFFF)
         if piece > end - gpa:
             piece = end - gpa
-        if has_code(e, gpa):
+        lock_code(e, cython.NULL)  # the table may be replaced by a larger one
+        there = has_code(e, gpa)
+        unlock_code(e)
+        if there:
             code_written(e, cython.NULL, gpa, cython.cast(uint32_t, piece))
         gpa += piece
+
+
+def page_covers(page, offsets):
+    """Is there a block with code at one of ``offsets`` of this page?"""
+    b: cython.pointer(Block) = page.first
+    at: uint32_t
+    end: uint32_t
+    while b != cython.NULL:
+        at = b.gpa & 0xFFF
+        end = at + b.size if at + b.size < 4096 else 4096
+        while b.valid and at < end:
+            if (offsets[at >> 6] >> (at & 63)) & 1:
+                return True
+            at += 1
+        b = b.page_next
+    return False
+
+
+def offsets_changed(e, s, offsets):
+    """Drop the code of every page that has some at ``offsets``: what is looked for there is another thing now.
+
+    Whole pages, for what is linked inside a page then comes by the lookup once and not for ever.
+    """
+    c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
+    number: uint64_t
+    covers: cython.bint
+    if c == cython.NULL:
+        return
+    for number in range(c.page_count):
+        if c.pages[number] == cython.NULL:
+            continue
+        lock_code(e, s)
+        covers = c.pages[number] != cython.NULL and page_covers(c.pages[number], offsets)
+        unlock_code(e)
+        if covers:
+            code_written(e, s, number << 12, 4096)

@@ -21,6 +21,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     code_create,
     code_destroy,
     code_flush,
+    code_grow,
 )
 from cython.cimports.pyhyve.vmm.soft.cpu import (
     cpu_run,
@@ -30,6 +31,7 @@ from cython.cimports.pyhyve.vmm.soft.cpu import (
     unwatch_region,
     watch_region,
 )
+from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, debug_update, points_changed
 from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_create,
     lapic_deliver_msi,
@@ -67,6 +69,9 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_STEP,
     EXIT_TRIPLE_FAULT,
     EXIT_WRMSR,
+    HIT_DEBUGGER,
+    MAX_POINTS,
+    MAX_WATCHES,
     MMU_KERNEL,
     PENDING_EXTINT,
     PENDING_INTERRUPT,
@@ -93,7 +98,18 @@ import pyhyve.vmm.soft.segments
 import pyhyve.vmm.soft.strings  # noqa: F401  each registers its helpers
 import pyhyve.vmm.soft.vector
 from pyhyve.errors import BackendError
-from pyhyve.vmm.api import MAX_CPUS, ApicMode, Capability, Chip, CpuidEntry, Hypervisor, Probe, VirtualCpu, VirtualMachine
+from pyhyve.vmm.api import (
+    MAX_CPUS,
+    ApicMode,
+    Capability,
+    Chip,
+    CpuidEntry,
+    Hypervisor,
+    PointKind,
+    Probe,
+    VirtualCpu,
+    VirtualMachine,
+)
 from pyhyve.vmm.exits import (
     Bogus,
     Debug,
@@ -118,6 +134,7 @@ from pyhyve.vmm.soft import system
 from pyhyve.vmm.startup import start_at_sipi
 
 CODE_SIZE = 96 << 20
+LOW64 = 0xFFFFFFFFFFFFFFFF
 _CAPABILITIES = {
     Capability.HLT_EXIT,
     Capability.PAUSE_EXIT,
@@ -202,18 +219,20 @@ class SoftMachine:
         return cap in _CAPABILITIES
 
     def map_memory(self, gpa, size, offset, *, readonly=False):
-        number: uint32_t = self.e.region_count
-        i: uint32_t
-        start: uint64_t
-        end: uint64_t
-        if number == 16:
-            raise BackendError("too many memory regions")
         if gpa % 4096 or size % 4096 or offset % 4096 or size <= 0:
             raise BackendError(f"a memory mapping is made of whole pages, not {size} bytes at {gpa:#x}")
         if offset + size > self.memory.size:
             raise BackendError(f"{size} bytes at offset {offset:#x} are not inside the memory file")
-        start = gpa
-        end = gpa + size
+        with self.lock:  # stopping the world lets go of the GIL
+            self._map(gpa, size, offset, readonly)
+
+    def _map(self, gpa, size, offset, readonly):
+        number: uint32_t = self.e.region_count
+        i: uint32_t
+        start: uint64_t = gpa
+        end: uint64_t = gpa + size
+        if number == 16:
+            raise BackendError("too many memory regions")
         for i in range(number):
             if start < self.e.regions[i].gpa + self.e.regions[i].size and self.e.regions[i].gpa < end:
                 raise BackendError(f"memory is mapped at {gpa:#x} already")
@@ -224,18 +243,24 @@ class SoftMachine:
         self.e.regions[number].host = host
         self.e.regions[number].readonly = readonly
         self.e.region_count = number + 1
+        grown = self.e.code == cython.NULL or code_grow(self.e) == 0
+        if not grown:
+            self.e.region_count = number
         self._forget_and_go()
+        if not grown:
+            raise BackendError("no memory for the code of a new memory region")
 
     def unmap_memory(self, gpa):
         i: uint32_t
         where: uint64_t = gpa
-        for i in range(self.e.region_count):
-            if self.e.regions[i].gpa == where:
-                self._stop_world()
-                self.e.region_count -= 1
-                self.e.regions[i] = self.e.regions[self.e.region_count]
-                self._forget_and_go()
-                return
+        with self.lock:
+            for i in range(self.e.region_count):
+                if self.e.regions[i].gpa == where:
+                    self._stop_world()
+                    self.e.region_count -= 1
+                    self.e.regions[i] = self.e.regions[self.e.region_count]
+                    self._forget_and_go()
+                    return
         raise KeyError(gpa)
 
     def _stop_world(self):
@@ -531,7 +556,7 @@ class SoftCpu:
         if kind == EXIT_TRIPLE_FAULT:
             return Suspended(SuspendReason.TRIPLE_FAULT)
         if kind == EXIT_DEBUG:
-            return Debug(s.rip)
+            return Debug(s.rip, s.exit.address if s.exit.value else None)
         detail = f"signal {s.exit.value} (code {s.exit.size}) at {s.exit.address:#x}"
         if s.exit.size == 0:
             detail = f"no instruction can be fetched from guest-physical {s.exit.address:#x}"
@@ -572,6 +597,32 @@ class SoftCpu:
             self.s.step_exit = on
         elif cap not in _CAPABILITIES:
             raise BackendError(f"the CPU engine has no {cap.value}")
+
+    def set_points(self, points):
+        s: cython.pointer(CpuState) = self.s
+        i: uint32_t = 0
+        points = list(points)
+        executes = {point.gva & LOW64 for point in points if point.kind is PointKind.EXECUTE}
+        watches = [point for point in points if point.kind is not PointKind.EXECUTE]
+        if len(executes) > MAX_POINTS:
+            raise BackendError(f"{len(executes)} breakpoints requested but only {MAX_POINTS} available")
+        if len(watches) > MAX_WATCHES:
+            raise BackendError(f"{len(watches)} watchpoints requested but only {MAX_WATCHES} available")
+        if any(not 0 < point.length < 1 << 32 for point in watches):
+            raise BackendError("a watchpoint is at least one byte and less than 4 GiB long")
+        for gva in executes:
+            s.points[i] = gva
+            i += 1
+        s.point_count = i
+        i = 0
+        for point in watches:
+            s.watches[i].gva = point.gva & LOW64
+            s.watches[i].size = point.length
+            s.watches[i].kinds = WATCH_WRITE if point.kind is PointKind.WRITE else WATCH_WRITE | WATCH_READ
+            s.watches[i].hit = HIT_DEBUGGER
+            i += 1
+        s.watch_own = i
+        points_changed(s)
 
     def set_apic_mode(self, mode):
         base: uint64_t = self.s.apic_base | 0x800
@@ -618,6 +669,7 @@ class SoftCpu:
                 s.dr[cython.cast(cython.int, _DEBUG[name])] = value
             elif name == Reg.RIP:
                 s.rip = value
+                s.passing = 1
             elif name == Reg.RFLAGS:
                 set_rflags(s, value)
             elif name == Reg.CR0:
@@ -642,6 +694,7 @@ class SoftCpu:
             s.efer &= ~cython.cast(uint64_t, 0x400)
         tlb_flush(s, False)
         update_mode(s)
+        debug_update(s)
 
     def _segment(self, name):
         if name == SegmentName.LDTR:

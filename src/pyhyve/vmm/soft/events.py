@@ -144,6 +144,7 @@ def deliver_exception(s):
             flags |= FLAG_RF  # a fault: the instruction is tried again, and its breakpoint not
         if vector == EXC_DB:
             s.dr[7] &= ~cython.cast(uint64_t, 0x2000)  # GD
+            s.debugctl = 0  # LBR and BTF
         if enter(s, vector, source, rip, flags, has_error, error) == DONE:
             return DONE
         vector = s.exc_vector
@@ -152,6 +153,7 @@ def deliver_exception(s):
         rip = s.rip
         source = SOURCE_HARDWARE
     s.exc_pending = 0
+    s.watch_hits = 0
     s.exit.kind = EXIT_TRIPLE_FAULT
     s.exit.address = s.rip
     return LEAVE
@@ -161,7 +163,7 @@ def deliver_interrupt(s, vector):
     s.count_interrupts += 1
     s.halted = 0
     if enter(
-        s, vector, SOURCE_HARDWARE, s.rip, get_rflags(s) & ~cython.cast(uint64_t, FLAG_RF), False, 0
+        s, vector, SOURCE_HARDWARE, s.rip, get_rflags(s), False, 0
     ) == DONE:
         return DONE
     return deliver_exception(s)

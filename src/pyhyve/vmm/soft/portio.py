@@ -9,6 +9,7 @@ string forms do one element for each exit, the memory side first: it must not fa
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.debug import port_access
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish, set_gpr
 from cython.cimports.pyhyve.vmm.soft.lapic import scale
@@ -75,10 +76,12 @@ def read_port(s, insn, port):
         return FAULT
     if s.answered:
         s.answered = 0
+        port_access(s, port, size)
         set_gpr(s, RAX, s.answer, size)
         return finish(s, insn)
     clock = clock_of(s.engine, port, size)
     if clock != cython.NULL:
+        port_access(s, port, size)
         set_gpr(s, RAX, read_clock(s.engine, clock), size)
         return finish(s, insn)
     exit_to(s, EXIT_IN, port, size, 0)
@@ -122,6 +125,7 @@ def write_port(s, insn, port):
     if port_allowed(s, port, size) != DONE:
         return FAULT
     finish(s, insn)
+    port_access(s, port, size)
     exit_to(s, EXIT_OUT, port, size, value)
     return LEAVE
 
@@ -183,6 +187,7 @@ def ins(s, insn):
     status = mem_write(s, va, size, s.mmu_mode, s.answer)
     if status != DONE:
         return status
+    port_access(s, port, size)
     set_gpr(s, RDI, ea + step(s, size), insn.addrsize)
     if last_element(s, insn):
         return finish(s, insn)
@@ -206,6 +211,7 @@ def outs(s, insn):
     status = mem_read(s, va, size, s.mmu_mode, cython.address(value))
     if status != DONE:
         return status
+    port_access(s, port, size)
     set_gpr(s, RSI, ea + step(s, size), insn.addrsize)
     if last_element(s, insn):
         finish(s, insn)

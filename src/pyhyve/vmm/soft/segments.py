@@ -10,6 +10,7 @@ which happen in the new task. In real and virtual-8086 mode a selector is the ba
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.debug import debug_update
 from cython.cimports.pyhyve.vmm.soft.insn import finish, next_rip, set_gpr
 from cython.cimports.pyhyve.vmm.soft.mmu import (
     effective_address,
@@ -64,6 +65,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SEG_TYPE,
     SEG_UNUSABLE,
     SEG_WRITABLE,
+    SHADOW_SS,
     SS,
     Segment,
     get_rflags,
@@ -453,7 +455,7 @@ def mov_to_sreg(s, insn):
     if status != DONE:
         return status
     if seg == SS:
-        s.inhibit = 1
+        s.inhibit = SHADOW_SS
     return finish(s, insn)
 
 
@@ -495,7 +497,7 @@ def pop_sreg(s, insn):
         return status
     set_sp(s, s.gpr[RSP] + size, mask)
     if seg == SS:
-        s.inhibit = 1
+        s.inhibit = SHADOW_SS
     return finish(s, insn)
 
 
@@ -1302,6 +1304,7 @@ def task_switch(s, selector, kind, rip):
     s.tr = segment
     s.cr0 |= CR0_TS
     s.dr[7] &= ~cython.cast(uint64_t, 0x155)  # local breakpoints
+    debug_update(s)
     if wide and s.cr0 & CR0_PG and set_cr3(s, fields[0]) != DONE:
         return FAULT
     s.rip = fields[1]

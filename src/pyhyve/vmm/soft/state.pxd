@@ -214,6 +214,19 @@ cdef enum:
     LOW32 = 0xFFFFFFFF  # literals beyond 31 bits are Python objects to Cython; names are not
     PAGE_MASK = 0xFFFFFFFFFFFFF000
 
+    # CpuState.inhibit: which instruction casts the shadow
+    SHADOW_STI = 1
+    SHADOW_SS = 2           # MOV SS, POP SS: debug exceptions wait too
+
+    # CpuState.watch_hits: bits 0-3 are the guest's DR0-DR3
+    HIT_REGISTERS = 15
+    HIT_DEBUGGER = 0x10
+
+    MAX_POINTS = 1024       # the debugger's breakpoints on one vCPU
+    MAX_WATCHES = 64        # its watchpoints
+    WATCH_SLOTS = 68        # and the guest's four debug registers
+    MAX_ARMED = 16448       # those of 16 vCPUs, and their debug registers
+
     BOUNCE_SIZE = 4224
     MMIO_LOG = 16
 
@@ -280,6 +293,13 @@ cdef struct ClockPort:
 
 cdef struct CpuidRow:
     uint32_t leaf, subleaf, any_subleaf, eax, ebx, ecx, edx
+
+
+cdef struct Watch:
+    uint64_t gva
+    uint32_t size
+    uint8_t kinds            # debug.WATCH_*
+    uint8_t hit              # bit of CpuState.watch_hits
 
 
 cdef struct CpuState:
@@ -368,10 +388,8 @@ cdef struct CpuState:
     ExitRecord exit
     uint8_t answered                 # answer holds what the last exit wanted
     uint8_t hlt_exit, pause_exit, step_exit
-    uint8_t skip_instruction         # an injected exception replaces a pending RDMSR or WRMSR
     uint64_t answer
     uint32_t intr_line               # the PIC's INTR level
-    uint32_t extint_vector           # acknowledged vector + 1
     uint32_t sipi_vector
     uint32_t eoi_count
     uint8_t eoi_vectors[64]          # level-triggered vectors whose EOI Python must hear of
@@ -408,6 +426,20 @@ cdef struct CpuState:
     uint32_t tlb_locals[3]           # how many entries of tlb_local are filled; TLB_LOCALS + 1: too many
     uint16_t tlb_local[3][128]       # indices of the entries that are not global
 
+    # Breakpoints and watchpoints, the debugger's and the guest's own (debug.pxd)
+    uint32_t watch_hits              # HIT_*: the instruction that ran touched watched bytes
+    uint32_t steps_held              # steps for which an interrupt has waited
+    uint64_t watch_hit               # which of the debugger's watchpoints
+    uint64_t debugctl                # IA32_DEBUGCTL
+    uint8_t stepping                 # the block that runs is a single instruction
+    uint8_t passing                  # the instruction at rip runs although a point of the debugger is there
+    uint8_t step_after               # a single-stepped instruction left to Python: EXIT_STEP comes when it is done
+    uint32_t point_count
+    uint32_t watch_own               # the debugger's watchpoints; those of debug registers follow
+    uint32_t watch_count
+    uint64_t points[1024]            # MAX_POINTS
+    Watch watches[68]                # WATCH_SLOTS
+
 
 cdef struct Engine:
     MemoryRegion regions[16]
@@ -426,6 +458,9 @@ cdef struct Engine:
     uint32_t stop                    # all vCPUs must rest at their next block border
     ClockPort clock_ports[4]
     uint64_t xsave_mask              # components that run() saves and restores
+    uint32_t armed_count             # breakpoints that translated code looks for (debug.pxd)
+    uint64_t armed[16448]            # MAX_ARMED
+    uint64_t armed_offsets[64]       # the page offsets of all of them, as bits
 
 
 cdef inline uint64_t get_rflags(CpuState *s) noexcept nogil:

@@ -12,6 +12,7 @@ unchanged, when events wait or a budget is used up, to go on when it is executed
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, watch_covers
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_pointer, mem_probe, mem_read, mem_write
@@ -89,7 +90,7 @@ def wanted(s, w, moved):
     """How many elements the next run may have: 0 when it is time to look at events."""
     if w.left == 0 or moved >= BUDGET or (moved != 0 and s.pending != 0):
         return 0
-    if s.flags_system & FLAG_TF:
+    if s.flags_system & FLAG_TF or s.step_exit:
         return 1 if moved == 0 else 0  # each iteration is a step
     return w.left
 
@@ -145,6 +146,8 @@ def run_length(s, w, stream, n, status):
             n = 1
             span = 0
     lowest = va - span if w.down else va
+    if s.watch_count and watch_covers(s, lowest, n * size, WATCH_WRITE if stream.access & ACCESS_WRITE else WATCH_READ):
+        return 0  # by single elements, to stop behind the one that touches watched bytes
     host = mem_pointer(s, lowest, n * size, stream.access, s.mmu_mode, status)
     if host == cython.NULL:
         if status[0] == FAULT and lowest != va:

@@ -14,6 +14,7 @@ EXIT_RDMSR or EXIT_WRMSR. CPUID answers from the engine's table, with the bits t
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.debug import DEBUGCTL_BTF, DEBUGCTL_LBR, debug_update, raise_debug
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.lapic import (
@@ -73,7 +74,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EFER_NXE,
     EFER_SCE,
     ES,
-    EXC_DB,
     EXIT_HLT,
     EXIT_PAUSE,
     EXIT_RDMSR,
@@ -125,13 +125,13 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SEG_PRESENT,
     SEG_UNUSABLE,
     SEG_WRITABLE,
+    SHADOW_STI,
     SS,
     CpuidRow,
     Segment,
     get_rflags,
     gp,
     is_canonical,
-    raise_fault,
     set_rflags,
     ud,
 )
@@ -240,9 +240,10 @@ def reset_cpu(s, init):
     s.cpl = 0
     s.inhibit = s.nmi_blocked = s.halted = 0
     s.exc_pending = 0
-    s.answered = s.skip_instruction = 0
+    s.answered = 0
     s.replay = s.mmio_reads = s.mmio_cursor = 0
     s.bounce_active = 0
+    s.step_once = s.trap_after = s.intack_wait = 0
 
     for i in range(6):
         reset_segment(s, i)
@@ -266,6 +267,9 @@ def reset_cpu(s, init):
     s.dr[4] = s.dr[5] = 0
     s.dr[6] = DR6_FIXED
     s.dr[7] = 0x400
+    s.debugctl = 0
+    s.watch_hits = s.passing = s.step_after = 0
+    debug_update(s)
 
     if not init:
         s.xcr0 = 1
@@ -597,9 +601,9 @@ def debug_register(s, insn, number):
     if s.cpl != 0:
         return gp(s, 0)
     if s.dr[7] & DR7_GD:
-        s.dr[6] |= DR6_BD
         s.dr[7] &= ~cython.cast(uint64_t, DR7_GD)
-        return raise_fault(s, EXC_DB, False, 0)
+        raise_debug(s, DR6_BD)
+        return FAULT
     number[0] = reg + 2 if reg == 4 or reg == 5 else reg
     return DONE
 
@@ -622,6 +626,8 @@ def mov_to_dr(s, insn):
             return gp(s, 0)
         value = (value & 0xE00F) | DR6_FIXED if number == 6 else (value & (LOW32 - 0xD800)) | 0x400
     s.dr[number] = value
+    if number != 6:
+        debug_update(s)
     return finish(s, insn)
 
 
@@ -739,6 +745,8 @@ def msr_read(s, index, value):
         value[0] = s.misc_enable
     elif index == MSR_MCG_STATUS:
         value[0] = s.mcg_status
+    elif index == MSR_DEBUGCTL:
+        value[0] = s.debugctl
     elif index == MSR_FEATURE_CONTROL:
         value[0] = 1  # locked, everything off
     elif index == MSR_BIOS_SIGN_ID:
@@ -753,7 +761,6 @@ def msr_read(s, index, value):
         or index == MSR_EBL_CR_POWERON
         or index == MSR_SMI_COUNT
         or index == MSR_PLATFORM_INFO
-        or index == MSR_DEBUGCTL
         or MSR_LAST_BRANCH_FROM <= index <= MSR_LAST_INT_TO
         or index == MSR_AMD_SYSCFG
         or index == MSR_AMD_NB_CFG
@@ -838,9 +845,10 @@ def msr_write(s, index, value):
     elif index == MSR_MCG_STATUS:
         s.mcg_status = value & 7
     elif index == MSR_DEBUGCTL:
-        # Last-branch records and branch stepping are accepted and not done; the rest is reserved.
-        if value & ~cython.cast(uint64_t, 3):
+        # Branch stepping; last-branch records are accepted and not made. The rest is reserved.
+        if value & ~cython.cast(uint64_t, DEBUGCTL_BTF | DEBUGCTL_LBR):
             return gp(s, 0)
+        s.debugctl = value
     elif (
         index == MSR_BIOS_UPDT_TRIG
         or index == MSR_BIOS_SIGN_ID
@@ -1075,7 +1083,7 @@ def sti(s, insn):
         return gp(s, 0)
     if s.iff == 0:
         s.iff = 1
-        s.inhibit = 1
+        s.inhibit = SHADOW_STI
     return finish(s, insn)
 
 

@@ -460,7 +460,6 @@ def string(ground: Ground) -> None:
         r["rax"] = 0x5A5A5A5A
     if ground.chance(0.6):
         ground.spoil_pages()
-    ground.repeats = True
 
 
 PAGE_CODES = ("8a03", "8803", "0003", "8b03", "8903", "8703", "0f0103", "0f0023", "0fc70b", "ff33", "668b03")
@@ -621,3 +620,23 @@ def trap(ground: Ground) -> None:
             ground.segments[segment] = ground.segments["ss"]
         r["rcx"] = ground.one_of(1, 2, 3)
     ground.push(size, *values)
+
+
+@family(12, LONG, PROT32, COMPAT, REAL, V86)
+def debug_registers(ground: Ground) -> None:
+    """MOV to and from debug registers, general detect, CR4.DE. (This Bochs is built without breakpoints.)"""
+    r, rng = ground.registers, ground.rng
+    reg = rng.randrange(8)
+    ground.code = bytes((0x0F, ground.one_of(0x21, 0x23), 0xC0 | reg << 3 | rng.randrange(4)))
+    if ground.mode == LONG and ground.chance(0.1):
+        ground.code = b"\x44" + ground.code
+    value = ground.one_of(rng.getrandbits(32), rng.getrandbits(64), 0xFFFFFFFF, rng.getrandbits(16))
+    value &= ~0x8FF & (1 << (64 if ground.mode == LONG else 32)) - 1  # nothing is enabled; bit 11 is RTM's
+    for name in ("rax", "rcx", "rdx", "rbx"):
+        r[name] = value
+    for number in range(4):
+        r[f"dr{number}"] = rng.getrandbits(32)
+    r["dr6"] = 0xFFFF0FF0 | ground.one_of(0, 1, 0x4000, 0x2003)
+    # The privilege level comes before general detect (KVM relies on it; Bochs has it the other way round).
+    r["dr7"] = ground.one_of(0x400, 0xF000700, 0x2400 if ground.cpl == 0 and ground.mode != V86 else 0x400)
+    r["cr4"] |= ground.one_of(0, 8)

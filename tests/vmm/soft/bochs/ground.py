@@ -80,7 +80,7 @@ class Ground:
         self.segments: dict[str, Descriptor] = dict.fromkeys(SEGMENTS, UNUSABLE)
         self.tables: dict[str, tuple[int, int]] = {}
         self.steps = 1
-        self.repeats = self.leaves_traps = False
+        self.leaves_traps = False
         self._descriptors()
         self._gates()
         self._tasks()
@@ -374,4 +374,4 @@ class Ground:
         for offset in range(0, STACKS_SIZE, 4096):
             pages[STACKS + offset] = bytes(self.stack[offset : offset + 4096])
         self.pages = {}
-        return State(self.registers, self.segments, self.tables, pages, self.steps, self.repeats, self.leaves_traps)
+        return State(self.registers, self.segments, self.tables, pages, self.steps, self.leaves_traps)

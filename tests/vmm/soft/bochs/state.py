@@ -22,9 +22,8 @@ MSRS = {
 class State:
     """Registers by name; ``pages`` are whole pages of guest-physical memory; ``steps`` instructions are to complete.
 
-    ``repeats`` marks string instructions, which an implementation may carry out in parts. ``leaves_traps`` says that
-    debug traps may be pending afterwards, which no state holds. ``code`` is bytes to put at guest-physical addresses
-    where nothing was executed yet.
+    ``leaves_traps`` says that debug traps may be pending afterwards, which no state holds. ``code`` is bytes to put at
+    guest-physical addresses where nothing was executed yet.
     """
 
     registers: dict[str, int]
@@ -32,7 +31,6 @@ class State:
     tables: dict[str, tuple[int, int]]
     pages: dict[int, bytes]
     steps: int = 1
-    repeats: bool = False
     leaves_traps: bool = False
     code: dict[int, bytes] = field(default_factory=dict)
 

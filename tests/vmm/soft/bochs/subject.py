@@ -13,7 +13,9 @@ from tests.vmm.soft.bochs.ground import SIZE
 from tests.vmm.soft.bochs.state import MSRS, Descriptor, Outcome, State
 
 MOST_STEPS = 200
-"""Exits in which an instruction must have completed: repeated string instructions may take several."""
+"""Exits in which an instruction must have completed: repeated string instructions and exceptions take several."""
+
+TF, RF = 0x100, 0x10000
 
 STRAY = ((0x13000, 0x14000), (0x16000, 0x20000), (0x28000, 0x80000), (0xC0000, SIZE))
 """Memory that scenarios leave zero."""
@@ -81,16 +83,21 @@ class Subject:
 
     def _run(self, vcpu: SoftCpu, before: State) -> str:
         left = before.steps
-        start = before.registers["rip"]
-        faults = vcpu.stats()["exceptions"]
+        at = before.registers["rip"]
+        handled = vcpu.stats()["exceptions"]
         for _ in range(MOST_STEPS):
             result = vcpu.run()
             match result:
                 case exits.Mtrap():
-                    # A repeated string instruction may stop in between, as if an interrupt were there.
-                    repeating = vcpu.get_registers((Reg.RIP,))[Reg.RIP] == start and before.repeats
-                    if not repeating or vcpu.stats()["exceptions"] != faults:
+                    # The way to a handler is a stop, and so is each element of a repeated string instruction, where
+                    # RF is set. Bochs stops between elements if TF is set.
+                    now = vcpu.get_registers((Reg.RIP, Reg.RFLAGS))
+                    repeating = now[Reg.RIP] == at and now[Reg.RFLAGS] & (RF | TF) == RF
+                    at = now[Reg.RIP]
+                    exceptions = vcpu.stats()["exceptions"]
+                    if exceptions == handled and not repeating:
                         left -= 1
+                    handled = exceptions
                     if left == 0:
                         return "step"
                 case exits.Suspended():

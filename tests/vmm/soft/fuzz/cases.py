@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from pyhyve.memory import HIGH_BASE
+from pyhyve.vmm.api import Point, PointKind
 from pyhyve.vmm.registers import GENERAL, Reg, Segment, SegmentName, Table
 from tests.vmm.soft.fuzz import instructions, world
 from tests.vmm.soft.fuzz.tables import NX, PS, UNUSABLE, A, D, G, P, U, W, descriptor, dwords, gate, loaded, qwords
 
 ASPECTS = (
     "thread", "events", "msrs", "vectors", "step", "wild", "entries", "descriptors", "filler", "handlers", "registers",
-    "flags", "offset",
+    "flags", "offset", "points", "breakpoints",
 )  # fmt: skip
 """What a shrinker may switch off."""
 
@@ -55,6 +56,7 @@ class Case:
     hlt_exit: bool = True
     thread: bool = False
     events: bool = False
+    points: list[Point] = field(default_factory=list)
 
     def describe(self) -> str:
         """For people: the state and the code."""
@@ -434,6 +436,23 @@ class _Builder:
             image[24:32] = dwords(rng.choice((0x1F80, 0x1F80, rng.getrandbits(16))), 0)
             image[512:576] = bytes([rng.randrange(8)]) + bytes(63)
             case.xsave = bytes(image)
+        rng = self.stream("points")
+        if self.on("points") and rng.random() < 0.3:
+            case.points = [self.point(rng) for _ in range(rng.choice((1, 3, 20)))]
+        rng = self.stream("breakpoints")
+        if self.on("breakpoints") and rng.random() < 0.3:
+            kinds = rng.getrandbits(32)
+            case.registers |= {reg: self.point(rng).gva for reg in (Reg.DR0, Reg.DR1, Reg.DR2, Reg.DR3)}
+            case.registers[Reg.DR7] = kinds if rng.random() < 0.7 else 0x401
+
+    def point(self, rng: random.Random) -> Point:
+        """Somewhere in the code, in the stack, or where a register may lead to."""
+        place = rng.choice(
+            (world.CODE, world.CODE, world.HANDLERS, world.STACKS + 0x4000, world.DATA, world.TSS, world.IDT)
+        )
+        start = self.case.registers[Reg.RIP] + rng.randrange(64)
+        gva = rng.choice((start, place + self.half + rng.randrange(-32, 0x100), self.interesting(rng)))
+        return Point(rng.choice(list(PointKind)), gva & 0xFFFFFFFFFFFFFFFF, rng.choice((1, 1, 2, 4, 8, 8, 4096)))
 
 
 def build(spec: Spec) -> Case:

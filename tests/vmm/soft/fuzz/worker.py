@@ -107,6 +107,7 @@ def prepare(case: Case, memory: world.FencedMemory, vcpu: SoftCpu) -> None:
         vcpu.set_xsave(case.xsave)
     vcpu.set_capability(Capability.HLT_EXIT, case.hlt_exit)
     vcpu.set_capability(Capability.MTRAP_EXIT, case.step)
+    vcpu.set_points(case.points)
 
 
 def disturb(case: Case, memory: world.FencedMemory, machine: SoftMachine, vcpu: SoftCpu, done: threading.Event) -> None:
@@ -149,6 +150,8 @@ def answer(
         vcpu.answer(rng.choice((0, rng.getrandbits(64), rng.randrange(256))))
     if isinstance(result, exits.IntAck):
         machine.set_extint(False)
+    if isinstance(result, exits.Debug) and rng.random() < 0.2:
+        vcpu.set_points(case.points[: rng.randrange(len(case.points) + 1)])
     if not case.events or rng.random() < 0.7:
         return
     kind = rng.randrange(5)

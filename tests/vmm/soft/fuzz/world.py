@@ -40,6 +40,7 @@ class FencedMemory(GuestMemory):
 
     def __init__(self, secret: bytes) -> None:
         super().__init__(_TOTAL)
+        self.rom_offset = _ROM_OFFSET
         self.regions = (Region(0, LOW_SIZE, _LOW_OFFSET), Region(HIGH_BASE, HIGH_SIZE, _HIGH_OFFSET))
         self.secret = secret
         self.rom = random.Random(secret).randbytes(ROM_SIZE)
@@ -52,11 +53,6 @@ class FencedMemory(GuestMemory):
         for start in (0, _TOTAL - PAGE):
             if libc.mprotect(ctypes.c_void_p(self.host_base + start), ctypes.c_size_t(PAGE), 0):
                 raise OSError(ctypes.get_errno(), "mprotect")
-
-    @property
-    def rom_offset(self) -> int:
-        """Where the ROM lies in the memfd."""
-        return _ROM_OFFSET
 
     def damage(self) -> str:
         """What is wrong outside guest memory; empty if nothing is."""
