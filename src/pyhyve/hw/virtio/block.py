@@ -73,6 +73,7 @@ class Outcome(IntEnum):
 
 
 UNMAP = 1
+_IN, _OUT, _OK = int(Request.IN), int(Request.OUT), int(Outcome.OK)
 
 
 @device("virtio-blk")
@@ -142,13 +143,13 @@ class VirtioBlock(VirtioDevice):
                 self._finish(chain, Outcome.IO_ERROR)
                 return
         kind, sector = _header.unpack(header)
-        if kind == Request.IN:
+        if kind == _IN:
             last = writable[-1]
             into = writable[:-1] if len(last) == 1 else [*writable[:-1], last[:-1]]
             length = sum(map(len, into))
             if self._is_inside(sector, length):
                 if length <= SHORT and self.backend.read_cached(sector * SECTOR, into):
-                    self._finish(chain, Outcome.OK, length)
+                    self._finish(chain, _OK, length)
                     return
 
                 def read(error: int) -> None:
@@ -156,7 +157,7 @@ class VirtioBlock(VirtioDevice):
 
                 self.backend.readv(sector * SECTOR, into, read)
                 return
-        elif kind == Request.OUT:
+        elif kind == _OUT:
             if self._is_inside(sector, sum(map(len, data))):
                 self.backend.writev(sector * SECTOR, data, self._after_write(chain))
                 return
@@ -222,10 +223,10 @@ class VirtioBlock(VirtioDevice):
 
     def _end(self, chain: Chain, error: int, written: int = 0) -> None:
         """The backend is done, in its thread."""
-        chain.writable[-1][-1] = Outcome.IO_ERROR if error else Outcome.OK
+        chain.writable[-1][-1] = Outcome.IO_ERROR if error else _OK
         self.complete(chain, written + 1)
 
-    def _finish(self, chain: Chain, outcome: Outcome, written: int = 0) -> None:
+    def _finish(self, chain: Chain, outcome: int, written: int = 0) -> None:
         """Answer at once, from ``handle``."""
         chain.writable[-1][-1] = outcome
         chain.queue.push(chain, written + 1)
