@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pyhyve.bus.mmio import MmioBus
+from pyhyve.bus.pio import PioBus
 from pyhyve.config import Config
 from pyhyve.errors import DeviceError
 from pyhyve.hw import registry
@@ -23,6 +25,8 @@ def environment():
         memory=GuestMemory(1 << 20),
         loop=SimpleNamespace(call_soon_threadsafe=lambda function: function()),
         send_msi=lambda address, data: None,
+        pio=PioBus(),
+        mmio=MmioBus(),
     )
 
 
@@ -145,3 +149,18 @@ def _target(fd: str) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return ""
+
+
+def test_a_function_is_reset_saved_and_restored(make, images: list[str]) -> None:
+    function = make("ahci", f"hd:{images[0]},cd:{images[1]}")
+    function.controller.write(0x100, 4, 0x12345400)
+    state = function.save()
+    function.reset()
+    assert function.controller.read(0x100, 4) == 0
+    function.restore(state)
+    assert function.controller.read(0x100, 4) == 0x12345400
+    assert function.save() == state
+    with pytest.raises(DeviceError):
+        function.restore({**state, "controller": {"version": 1}})
+    function.close()
+    function.close()
