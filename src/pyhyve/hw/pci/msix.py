@@ -35,6 +35,11 @@ class Control(IntFlag):
     ENABLE = 0x8000
 
 
+# Plain numbers for the path of every interrupt: the flags' own operators take ten times as long.
+_MASK_ALL, _ENABLE, _BUS_MASTER = int(Control.MASK_ALL), int(Control.ENABLE), int(Command.BUS_MASTER)
+_COMMAND = int(Offset.COMMAND)
+
+
 class Msix:
     """``vectors`` interrupts, with the table in BAR ``bar``, whose handler this is."""
 
@@ -62,7 +67,7 @@ class Msix:
     @property
     def enabled(self) -> bool:
         """Whether the guest has chosen MSI-X."""
-        return bool(self._config.get(self.offset + 2, 2) & Control.ENABLE)
+        return bool(self._config.get(self.offset + 2, 2) & _ENABLE)
 
     def notify(self, vector: int) -> None:
         """Raise interrupt ``vector``. Nothing where there is none of that number, or while MSI-X is off.
@@ -70,12 +75,12 @@ class Msix:
         Call it with the function's lock held.
         """
         control = self._config.get(self.offset + 2, 2)
-        if vector >= self.vectors or not control & Control.ENABLE:
+        if vector >= self.vectors or not control & _ENABLE:
             return
         address, data, masked = _entry.unpack_from(self._table, vector * ENTRY)
-        if masked & _MASKED or control & Control.MASK_ALL:
+        if masked & _MASKED or control & _MASK_ALL:
             self._pending |= 1 << vector
-        elif self._config.get(Offset.COMMAND, 2) & Command.BUS_MASTER:
+        elif self._config.get(_COMMAND, 2) & _BUS_MASTER:
             self._send(address, data)
 
     def written(self) -> None:

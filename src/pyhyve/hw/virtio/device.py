@@ -54,7 +54,9 @@ class Feature(IntFlag):
 
 
 COMMON_FEATURES = Feature.ANY_LAYOUT | Feature.INDIRECT | Feature.EVENT_INDEX | Feature.VERSION_1 | Feature.PACKED
-LEGACY_MASK = 0xFFFFFFFF
+
+# Plain numbers for the path of every request: the flags' own operators take ten times as long.
+_DRIVER_OK, _NEEDS_RESET, _VERSION_1 = int(Status.DRIVER_OK), int(Status.NEEDS_RESET), int(Feature.VERSION_1)
 
 ISR_QUEUE, ISR_CONFIG = 1, 2
 
@@ -116,7 +118,7 @@ class VirtioDevice(PciFunction):
             subsystem=self.device_id,
         )
         super().__init__(environment, options)
-        self.features = features | COMMON_FEATURES
+        self.features = int(features | COMMON_FEATURES)
         self.device_config = bytearray(config)
         self.generation = 0
         self.driver_features = 0
@@ -196,7 +198,7 @@ class VirtioDevice(PciFunction):
         before = self.status
         if value & Status.FEATURES_OK and not before & Status.FEATURES_OK and self._features_are_wrong():
             value &= ~Status.FEATURES_OK
-        self.status = value | before & Status.NEEDS_RESET
+        self.status = int(value | before & Status.NEEDS_RESET)
         if value & Status.DRIVER_OK and not before & Status.DRIVER_OK:
             self.notify_all()
 
@@ -236,7 +238,7 @@ class VirtioDevice(PciFunction):
     def fail(self) -> None:
         """The guest did what cannot be: stop until it resets the device (§2.1.2)."""
         if not self.status & Status.NEEDS_RESET:
-            self.status |= Status.NEEDS_RESET
+            self.status |= _NEEDS_RESET
             self.announce_config()
 
     def reset_device(self) -> None:
@@ -269,10 +271,10 @@ class VirtioDevice(PciFunction):
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(queue.bell)
             ring = queue.ring
-            if ring is None or not self.status & Status.DRIVER_OK or not self._may_reach_memory():
+            if ring is None or not self.status & _DRIVER_OK or not self._may_reach_memory():
                 return
             try:
-                while not self.status & Status.NEEDS_RESET:
+                while not self.status & _NEEDS_RESET:
                     ring.stop_notifications()
                     self.handle(index, ring)
                     if not self.wants(index) or not ring.want_notifications():
@@ -288,7 +290,7 @@ class VirtioDevice(PciFunction):
 
     def _may_reach_memory(self) -> bool:
         """Bus mastering is on; a legacy driver may forget it (old Linux did)."""
-        return self.bus_master or not self.negotiated(Feature.VERSION_1)
+        return self.bus_master or not self.driver_features & _VERSION_1
 
     def _index_of(self, ring: Queue) -> int | None:
         for index, queue in enumerate(self.queues):
