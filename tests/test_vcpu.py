@@ -133,9 +133,7 @@ def test_memory_nobody_answers_at_ends_the_machine(capfd):
 
 def test_an_empty_place_on_the_pci_bus_floats():
     hole = ((0xC0000000, 0x100000000),)
-    machine = run_script(
-        exits.InstEmul(0xD0000000, 4, False), exits.InstEmul(0xD0000000, 4, True, 1), open_bus=hole
-    )
+    machine = run_script(exits.InstEmul(0xD0000000, 4, False), exits.InstEmul(0xD0000000, 4, True, 1), open_bus=hole)
     assert machine.cpus[0].answers == [0xFFFFFFFF]
     assert machine.set.outcome == 1
 
@@ -421,10 +419,70 @@ def test_a_sipi_starts_another_vcpu_in_real_mode_at_the_vector():
     assert machine.set.active == {0, 1}
 
 
-def test_starting_an_active_vcpu_is_an_error_that_ends_the_machine():
-    machine = Machine([exits.SpinupAp(0, 1)])
-    assert machine.run() == 4
-    assert machine.set.message == "vcpu 0 is already active"
+def test_two_vcpus_that_restart_each_other_do_not_wait_for_one_another():
+    first = [exits.SpinupAp(2, 0x20), exits.SpindownCpu(), OFF]
+    machine = Machine([], first, [exits.SpinupAp(1, 0x10), exits.SpindownCpu()])
+    with machine.set._changed:
+        machine.set.add(1)
+        machine.set.add(2)
+    assert machine.ended.wait(4)
+    machine.set.join()
+    assert machine.set.outcome == 1
+    assert machine.cpus[1].segments[SegmentName.CS].base == 0x10000
+    assert machine.set.message == ""
+
+
+def test_a_vcpu_that_is_paused_on_its_way_out_starts_when_the_machine_goes_on():
+    machine = Machine([], [])
+    for index in (0, 1):
+        machine.set.add(index)
+        assert machine.cpus[index].asleep.wait(10)
+    machine.set.pause()
+    machine.set.spin_up(1, 0x9A)  # does not wait for it
+    machine.cpus[1].script = [exits.SpindownCpu(), OFF]
+    machine.set.resume()
+    machine.cpus[1].kick()
+    assert machine.ended.wait(10)
+    machine.set.join()
+    assert machine.cpus[1].segments[SegmentName.CS].base == 0x9A000
+
+
+def test_the_time_of_a_thread_that_leaves_is_not_taken_for_that_of_the_next():
+    machine = Machine([], [exits.SpindownCpu()])
+    leaving, started = threading.Event(), threading.Event()
+    loop = machine.set.vcpus[1].loop
+
+    def slow_loop():
+        status = loop()
+        if not leaving.is_set():
+            leaving.set()
+            assert started.wait(10)
+        return status
+
+    machine.set.vcpus[1].loop = slow_loop
+    machine.set.add(0)
+    with machine.set._changed:  # it cannot leave before
+        machine.set.add(1)
+        first = machine.set._active[1].thread
+    assert leaving.wait(10)
+    machine.set.spin_up(1, 2)
+    assert machine.cpus[1].asleep.wait(10)
+    started.set()
+    first.join(10)
+    assert machine.set.vcpus[1].host.thread == machine.set._active[1].thread.native_id
+    machine.set.end(1)
+    machine.set.join()
+
+
+def test_a_start_up_ipi_starts_a_vcpu_once():
+    machine = Machine([], [exits.SpindownCpu(), exits.SpindownCpu()])
+    machine.set.add(0)
+    with machine.set._changed:  # the vCPU cannot leave before
+        machine.set.add(1)
+        machine.set.spin_up(1, 2)
+        assert machine.set._changed.wait_for(lambda: machine.set.active == {0}, 10)
+    machine.set.end(1)
+    machine.set.join()
 
 
 def test_starting_a_vcpu_that_does_not_exist_is_an_error_that_ends_the_machine():

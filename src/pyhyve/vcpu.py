@@ -84,8 +84,6 @@ EXIT_CODES: Mapping[type[Exit], int] = {
 GENERAL_PROTECTION = 13
 # Exits behind which no instruction is half done in the backend.
 _BETWEEN_INSTRUCTIONS = (exits.Bogus, exits.Mtrap, exits.Debug)
-LEAVING_S = 5.0
-"""How long a vCPU may take to leave the active set before it is started again."""
 # Signals that the main thread answers; a vCPU thread must not be the one that the kernel picks for them.
 MAIN_THREAD_SIGNALS = frozenset(
     {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH, signal.SIGCHLD, signal.SIGTSTP}
@@ -144,7 +142,9 @@ class HostTime:
         self.thread = threading.get_native_id()
 
     def end(self) -> None:
-        """In the thread, when it is about to end."""
+        """In the thread, when it is about to end; once, and before the vCPU can have another thread."""
+        if self.thread != threading.get_native_id():
+            return
         self.thread = 0
         self.past_ns += time.monotonic_ns() - self.since_ns
         self.past_cpu_ns += time.thread_time_ns()
@@ -424,7 +424,7 @@ class Vcpu:
 
     def _spindown_cpu(self, _exit: exits.SpindownCpu) -> Verdict:
         self.counters.spindown_cpu += 1
-        return Verdict.LEAVE if self.owner.remove(self.index) else Verdict.RESET
+        return self.owner.spin_down(self.index)
 
     def _suspended(self, exit_: exits.Suspended) -> Verdict:
         self.counters.suspended += 1
@@ -494,6 +494,8 @@ class VcpuSet:
         self._holds = 0
         self._active: dict[int, _Thread] = {}
         self._pins: dict[int, frozenset[int]] = {}
+        self._starts: dict[int, int] = {}
+        """Vectors of start-up IPIs for vCPUs that are still on their way out."""
         self._changed = threading.Condition()
 
     @property
@@ -538,17 +540,27 @@ class VcpuSet:
     def spin_up(self, index: int, vector: int) -> None:
         """A guest's INIT-SIPI: start another vCPU in real mode.
 
-        One that still runs has had its INIT and is on its way out of the active set.
+        One that still takes part has had its INIT and is on its way out of the active set: it starts when it is there.
+        Nobody waits for it here, for it may wait for this vCPU, or be held by a pause.
         """
         if not 0 <= index < len(self.vcpus):
             raise BackendError(f"vcpu {index} does not exist", Status.ERROR)
         with self._changed:
-            if not self._changed.wait_for(lambda: index not in self._active or self._result is not None, LEAVING_S):
-                raise BackendError(f"vcpu {index} is already active", Status.ERROR)
-            if self._result is not None:
-                return
-        self.vcpus[index].cpu.start(vector)
-        self.add(index)
+            if index in self._active:
+                self._starts[index] = vector
+            elif self._result is None:
+                self.vcpus[index].cpu.start(vector)
+                self.add(index)
+
+    def spin_down(self, index: int) -> Verdict:
+        """A vCPU, in whose thread this is, has had an INIT: it leaves, unless a start-up IPI has come behind that."""
+        with self._changed:
+            vector = self._starts.pop(index, None)
+            if vector is None:
+                self.vcpus[index].host.end()
+                return Verdict.LEAVE if self.remove(index) else Verdict.RESET
+            self.vcpus[index].cpu.start(vector)
+            return Verdict.CONTINUE
 
     def end(self, status: int, message: str = "") -> None:
         """The machine ends with ``status``. Only the first call counts. Callable from any thread."""

@@ -98,6 +98,32 @@ def test_requests_outside_the_disk_are_refused(disk: BlockBackend, image: Path) 
     assert image.read_bytes() == before
 
 
+def test_a_cached_read_is_the_data_or_nothing(disk: BlockBackend, image: Path) -> None:
+    data = image.read_bytes()  # and with that in the cache, where the file system keeps one
+    first, second = bytearray(512), bytearray(1024)
+    if disk.read_cached(512, [memoryview(first), memoryview(second)]):
+        assert first + second == data[512:2048]
+    assert not disk.read_cached(SIZE - 512, [memoryview(second)])
+    os.truncate(image, 4096)
+    assert not disk.read_cached(8192, [memoryview(first)])
+
+
+@pytest.mark.parametrize("reason", [errno.EAGAIN, errno.EOPNOTSUPP, errno.EIO])
+def test_what_is_not_cached_is_read_the_other_way(image: Path, reason: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.preadv
+
+    def refuse(fd: int, buffers: list, offset: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(reason, os.strerror(reason))
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    disk = open_block(str(image), {})
+    assert not disk.read_cached(0, [memoryview(bytearray(512))])
+    assert read(disk, 0, 512) == image.read_bytes()[:512]
+    disk.close()
+
+
 def test_flush_is_fdatasync(disk: BlockBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
     monkeypatch.setattr(os, "fdatasync", synced.append)

@@ -61,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     image = commands.add_parser("image", help="build a guest image", description="Build a small bootable guest.")
     image.add_argument("image", choices=IMAGES, help="what to build it from")
     image.add_argument("--refresh", action="store_true", help="look for newer packages")
+    image.add_argument(
+        "--kernel",
+        metavar="PACKAGE",
+        default="linux-image-cloud-amd64",
+        help="the kernel's package; linux-image-amd64 drives AHCI disks too (default: %(default)s)",
+    )
     image.set_defaults(action=command_image)
 
     machines = commands.add_parser("list", help="show the named machines", description="Show your named machines.")
@@ -187,7 +193,7 @@ def command_image(args: argparse.Namespace) -> int:
     from pyhyve.images.debian import build_debian
 
     with _progress() as show:
-        guest = build_debian(show, refresh=args.refresh)
+        guest = build_debian(show, refresh=args.refresh, kernel=args.kernel)
     print(f"version {guest.version}\nkernel  {guest.kernel}\ninitrd  {guest.initrd}")
     return 0
 

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -47,52 +48,60 @@ def default_cache_dir() -> Path:
 
 
 def build_debian(
-    progress: Progress | None = None, cache_dir: Path | None = None, *, refresh: bool = False
+    progress: Progress | None = None,
+    cache_dir: Path | None = None,
+    *,
+    refresh: bool = False,
+    kernel: str = KERNEL_META_PACKAGE,
 ) -> GuestImage:
     """The Debian guest, built if it is not in the cache yet.
 
-    ``progress`` hears of each step. ``refresh`` looks for a newer kernel. Raises ``ImageError``.
+    ``progress`` hears of each step. ``refresh`` looks for a newer kernel. ``kernel`` is the meta package to take it
+    from: the cloud kernel's has no AHCI driver, that of ``linux-image-amd64`` has. Raises ``ImageError``.
     """
     report: Progress = progress or (lambda message, fraction: None)
-    folder = (cache_dir or default_cache_dir()) / "debian"
+    if not re.fullmatch(r"linux-image-[a-z0-9.+-]+", kernel):
+        raise ImageError(f"'{kernel}' is no package of a kernel; it is linux-image-amd64 or the like")
+    name = "debian" if kernel == KERNEL_META_PACKAGE else f"debian-{kernel.removeprefix('linux-image-')}"
+    folder = (cache_dir or default_cache_dir()) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        built = None if refresh else _built(folder)
+        built = None if refresh else _built(folder, kernel)
         if built is not None:
             return built
         with _locked(folder, report):
             # another process may have built it while this one waited
-            built = None if refresh else _built(folder)
-            return built or _build(folder, report, refresh)
+            built = None if refresh else _built(folder, kernel)
+            return built or _build(folder, report, refresh, kernel)
     except OSError as error:
         raise ImageError(f"cannot build the Debian guest in {folder}: {error}") from None
 
 
-def _build(folder: Path, progress: Progress, refresh: bool) -> GuestImage:
+def _build(folder: Path, progress: Progress, refresh: bool, meta: str) -> GuestImage:
     apt = PrivateApt(folder / "apt")
     apt.update(progress, force=refresh)
-    kernel_package = _kernel_package(apt)
+    kernel_package = _kernel_package(apt, meta)
     try:
         files = apt.download([kernel_package, BUSYBOX_PACKAGE], progress)
     except ImageError:
         # the lists may be older than the archive: a package that was replaced is gone from it
         apt.update(progress, force=True)
-        kernel_package = _kernel_package(apt)
+        kernel_package = _kernel_package(apt, meta)
         files = apt.download([kernel_package, BUSYBOX_PACKAGE], progress)
     with tempfile.TemporaryDirectory(dir=folder, prefix="unpack-") as scratch:
         tree = Path(scratch)
         progress(f"unpacking {kernel_package}", None)
         for package in files.values():
             _unpack(package, tree)
-        image = _assemble(folder, tree, progress)
+        image = _assemble(folder, tree, progress, meta)
     apt.tidy(files.values())
     return image
 
 
-def _kernel_package(apt: PrivateApt) -> str:
-    names = [name for name in apt.depends(KERNEL_META_PACKAGE) if name.startswith("linux-image-")]
+def _kernel_package(apt: PrivateApt, meta: str) -> str:
+    names = [name for name in apt.depends(meta) if name.startswith("linux-image-")]
     if not names:
-        raise ImageError(f"apt knows no package {KERNEL_META_PACKAGE} from this host's sources; {PASS_YOUR_OWN}")
+        raise ImageError(f"apt knows no package {meta} from this host's sources; {PASS_YOUR_OWN}")
     return names[0]
 
 
@@ -104,7 +113,7 @@ def _unpack(package: Path, tree: Path) -> None:
         raise ImageError(f"cannot unpack {package.name}: {reason[-1]}; it was removed, run this again")
 
 
-def _assemble(folder: Path, tree: Path, progress: Progress) -> GuestImage:
+def _assemble(folder: Path, tree: Path, progress: Progress, meta: str) -> GuestImage:
     kernel = _one(tree, "boot/vmlinuz-*")
     version = kernel.name.removeprefix("vmlinuz-")
     busybox = _one(tree, "bin/busybox", "usr/bin/busybox")
@@ -117,7 +126,7 @@ def _assemble(folder: Path, tree: Path, progress: Progress) -> GuestImage:
         with (staging / "initrd").open("wb") as out:
             initramfs.write_initramfs(out, busybox.read_bytes(), applets, version, modules)
         shutil.copyfile(kernel, staging / "vmlinuz")
-        recipe = _recipe()
+        recipe = _recipe(meta)
         name = f"{version}-{recipe}"
         sizes = {file: (staging / file).stat().st_size for file in ("vmlinuz", "initrd")}
         _write_atomically(staging / "image.json", {"version": version, "recipe": recipe, "sizes": sizes})
@@ -136,23 +145,23 @@ def _assemble(folder: Path, tree: Path, progress: Progress) -> GuestImage:
     return GuestImage(final / "vmlinuz", final / "initrd", version)
 
 
-def _built(folder: Path) -> GuestImage | None:
+def _built(folder: Path, meta: str) -> GuestImage | None:
     """The image that is in the cache, if it is whole and made by today's recipe."""
     try:
         name = json.loads((folder / "current.json").read_text())["image"]
         image = folder / name
         facts = json.loads((image / "image.json").read_text())
         whole = all((image / file).stat().st_size == size for file, size in facts["sizes"].items())
-        if whole and facts["recipe"] == _recipe():
+        if whole and facts["recipe"] == _recipe(meta):
             return GuestImage(image / "vmlinuz", image / "initrd", facts["version"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
 
 
-def _recipe() -> str:
+def _recipe(meta: str) -> str:
     """A digest of what goes into an image besides the packages."""
-    parts = (initramfs.LAYOUT, initramfs.MODULES, sorted(initramfs.FILES.items()), KERNEL_META_PACKAGE, BUSYBOX_PACKAGE)
+    parts = (initramfs.LAYOUT, initramfs.MODULES, sorted(initramfs.FILES.items()), meta, BUSYBOX_PACKAGE)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

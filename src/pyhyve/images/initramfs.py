@@ -30,7 +30,7 @@ MODULES = (
     "virtio_rng", "virtio_console", "virtio_balloon", "virtio_input", "virtio_gpu",
     "9p", "9pnet_virtio", "virtiofs",
     # file systems
-    "ext4", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8", "overlay", "squashfs", "fuse",
+    "ext4", "crc32c_generic", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8", "overlay", "squashfs", "fuse",
     # power button, keyboard and pointer, USB
     "button", "evdev", "psmouse", "xhci_pci", "usbhid", "usb_storage", "hid_generic",
     # watchdog

@@ -150,6 +150,20 @@ def test_what_the_guest_has_no_buffer_for_waits_in_the_socket(console: Console) 
     peer.close()
 
 
+def test_what_arrives_while_nobody_in_the_guest_listens_waits(console: Console) -> None:
+    console.start()
+    console.control(0, OPEN, 0)
+    peer = console.connect(0)
+    peer.sendall(b"early")
+    console.offer(0)
+    console.rig.loop.serve()
+    assert console.received(0) == []
+    console.control(0, OPEN, 1)
+    console.rig.loop.serve()
+    assert console.received(0) == [b"early"]
+    peer.close()
+
+
 def test_what_the_socket_does_not_take_waits_in_the_guest(console: Console) -> None:
     console.start()
     peer = console.connect(0)

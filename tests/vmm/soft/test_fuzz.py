@@ -1,6 +1,6 @@
 """Whatever a guest executes, the engine lives: no crash, no hang, no byte written outside guest memory.
 
-``python -m tests.vmm.soft.fuzz --seconds N`` hunts longer.
+``python -m tests.vmm.soft.fuzz --seconds N`` hunts longer, with ``--crowd`` on several vCPUs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tests.vmm.soft.fuzz.world import HIGH_SIZE, LOW_SIZE, FencedMemory
 
 SEED = int(os.environ.get("PYHYVE_SEED", "1"), 0)
 SECONDS = 12.0
+CROWD_SECONDS = 8.0
 
 
 def test_engine_survives_random_guests() -> None:
@@ -28,6 +29,20 @@ def test_engine_survives_random_guests() -> None:
     print(f"seeds {SEED} to {SEED + tally.cases - 1}: {dict(tally.modes)} {dict(tally.ends)}")
     assert not tally.findings, "\n\n".join(finding.report() for finding in tally.findings)
     assert set(tally.modes) == set(MODES)
+
+
+def test_engine_survives_random_guests_on_several_vcpus() -> None:
+    try:
+        importlib.import_module("pyhyve.vmm.soft.engine")
+    except ImportError as error:
+        pytest.skip(f"backend soft: {error}")
+    from tests.vmm.soft.fuzz.hunt import CROWD, hunt
+
+    tally = hunt(SEED, CROWD_SECONDS, module=CROWD)
+    print(f"seeds {SEED} to {SEED + tally.cases - 1}: {dict(tally.modes)} {dict(tally.ends)}")
+    assert not tally.findings, "\n\n".join(finding.report() for finding in tally.findings)
+    assert tally.ends["flushed"] > 0
+    assert tally.ends["invalidated"] > 0
 
 
 def test_case_is_the_same_for_the_same_seed() -> None:

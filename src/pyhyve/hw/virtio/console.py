@@ -7,7 +7,8 @@ their names, and whether a program is connected. ``-s slot,virtio-console,NAME=P
 ports, which Linux shows as ``/dev/virtio-ports/NAME``. A driver without multi-port support sees the first one.
 
 Nothing is kept in between: what the socket does not take waits in the guest's buffers, and what the guest has no
-buffers for waits in the socket. What a guest sends while no program is connected is lost, as with bhyve.
+buffers for, or nobody there to read, waits in the socket. What a guest sends while no program is connected is lost, as
+with bhyve.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class VirtioConsole(VirtioDevice):
             return bool(self._messages)
         if index % 2 == 0:
             number = 0 if index < 2 else index // 2 - 1
-            return number < len(self.ports) and bool(self.ports[number].received)
+            return number < len(self.ports) and self._can_fill(self.ports[number])
         return True
 
     def _control(self, ident: int, event: int, value: int) -> None:
@@ -150,6 +151,7 @@ class VirtioConsole(VirtioDevice):
                     self._tell(port, Event.PORT_OPEN, 1)
             elif event == Event.PORT_OPEN:
                 port.guest_open = value == 1
+                self.queues[queue_of(port.number)].notify()
 
     def _tell(self, port: Port, event: Event, value: int, more: bytes = b"") -> None:
         """Send a control message as soon as the driver has a buffer for it."""
@@ -161,9 +163,13 @@ class VirtioConsole(VirtioDevice):
         while self._messages and (chain := ring.pop()) is not None:
             ring.push(chain, chain.write(self._messages.popleft()))
 
+    def _can_fill(self, port: Port) -> bool:
+        """Something has arrived, and somebody in the guest has the port open: else the driver would throw it away."""
+        return bool(port.received) and (port.guest_open or not self.negotiated(Feature.MULTIPORT))
+
     def _fill(self, port: Port, ring: Queue) -> None:
         """Put what has arrived into the guest's buffers, then read on."""
-        while port.received and (chain := ring.pop()) is not None:
+        while self._can_fill(port) and (chain := ring.pop()) is not None:
             size = chain.write(port.received)
             port.received = port.received[size:]
             ring.push(chain, size)
@@ -193,8 +199,6 @@ class VirtioConsole(VirtioDevice):
     def arrived(self, port: Port, data: bytes) -> None:
         """Bytes from the program: into the guest's buffers, and no more until they are there."""
         with self.lock:
-            if self.negotiated(Feature.MULTIPORT) and not port.guest_open:
-                return  # nobody in the guest has the port open: as on a line without a listener
             port.received += data
             port.socket.pause()
             self.queues[queue_of(port.number)].notify()

@@ -15,6 +15,7 @@ cdef enum:
 cdef extern from *:
     # GCC builtins for operand types that state.pxd does not declare.
     void store_int32 "__atomic_store_n"(int32_t *where, int32_t value, int order) noexcept nogil
+    CodePage *load_pointer "__atomic_load_n"(CodePage **where, int order) noexcept nogil
     void store_uint64 "__atomic_store_n"(uint64_t *where, uint64_t value, int order) noexcept nogil
 
 

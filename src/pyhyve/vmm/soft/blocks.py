@@ -90,10 +90,12 @@ def code_grow(e):
     pages = calloc(count, 8)
     if pages == cython.NULL:
         return -1
+    lock_code(e, cython.NULL)  # threads of the VMM do not stop with the world
     free(c.pages)
     c.pages = cython.cast(cython.pointer(cython.pointer(CodePage)), pages)
     c.page_count = count
     code_flush(e)
+    unlock_code(e)
     return 0
 
 
@@ -117,7 +119,8 @@ def code_flush(e):
     k: uint32_t
     n: uint32_t
     for i in range(c.page_count):
-        c.pages[i] = cython.NULL
+        if c.pages[i] != cython.NULL:  # the table is large and hardly touched
+            c.pages[i] = cython.NULL
     for i in range(HASH_SIZE):
         c.hash[i] = cython.NULL
     c.index_count = 0
@@ -236,9 +239,9 @@ def block_insert(e, block):
     block.hash_next = c.hash[h]
     block.valid = 1
     c.index[c.index_count] = block
-    fence(ATOMIC)  # others look without the lock
-    c.hash[h] = block
     c.index_count += 1
+    fence(ATOMIC)  # others look without the lock, and who runs the block must find it by its host code
+    c.hash[h] = block
     return 0
 
 
@@ -291,9 +294,11 @@ def mode_slot(e, mode):
 def has_code(e, gpa):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     number: uint64_t = gpa >> 12
-    if c == cython.NULL or number >= c.page_count or c.pages[number] == cython.NULL:
+    page: cython.pointer(CodePage)
+    if c == cython.NULL or number >= c.page_count:
         return False
-    return c.pages[number].claimed != 0
+    page = cython.cast(cython.pointer(CodePage), load_pointer(cython.address(c.pages[number]), ATOMIC))
+    return page != cython.NULL and page.claimed != 0
 
 
 def patch_rel32(c, site, target):
@@ -433,6 +438,7 @@ def code_changed(e, gpa, size):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     end: uint64_t = gpa + size
     piece: uint64_t
+    there: cython.bint
     if c == cython.NULL:
         return
     fence(ATOMIC)  # what was written must be seen by whoever claims the page later
@@ -440,7 +446,10 @@ def code_changed(e, gpa, size):
         piece = 4096 - (gpa & 0xFFF)
         if piece > end - gpa:
             piece = end - gpa
-        if has_code(e, gpa):
+        lock_code(e, cython.NULL)  # the table may be replaced by a larger one
+        there = has_code(e, gpa)
+        unlock_code(e)
+        if there:
             code_written(e, cython.NULL, gpa, cython.cast(uint32_t, piece))
         gpa += piece
 

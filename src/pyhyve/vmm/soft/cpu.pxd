@@ -55,10 +55,11 @@ cdef void set_linear(CpuState *s, uint64_t va) noexcept nogil
 cdef Block *find_block(CpuState *s, bint step) noexcept nogil
 cdef Block *make_block(CpuState *s, uint64_t gpa, uint64_t gpa2, uint32_t mode) noexcept nogil
 cdef void flush_cache(CpuState *s) noexcept nogil
-cdef uint32_t slot_of_mode(CpuState *s) noexcept nogil
+cdef void choose_slot(CpuState *s) noexcept nogil
 cdef bint nobody_left(CpuState *s) noexcept nogil
 cdef bint start_other(CpuState *s) noexcept nogil
 cdef void chain(CpuState *s, Block *b) noexcept nogil
+cdef void take_pending(CpuState *s) noexcept nogil
 cdef bint settle(CpuState *s) noexcept nogil
 cdef void sleep_halted(CpuState *s) noexcept nogil
 cdef bint handle_host_fault(CpuState *s) noexcept nogil

@@ -353,17 +353,19 @@ def find_block(s, step):
     elif s.rip > s.segments[CS].limit:
         gp(s, 0)
         return cython.NULL
-    if walk(s, va, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
-        return cython.NULL
-    host = ram_host(e, gpa, False)
-    if host == 0:
-        leave_unfetched(s, gpa)
-        return cython.NULL
-    avail = 4096 - (gpa & 0xFFF)
-    b = block_find(c, gpa, mode)
-    if b != cython.NULL and b.gpa2 == NO_PAGE:
-        return b
     while True:
+        # All of it again where the cache has been flushed: the memory map may have changed meanwhile.
+        choose_slot(s)
+        if walk(s, va, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
+            return cython.NULL
+        host = ram_host(e, gpa, False)
+        if host == 0:
+            leave_unfetched(s, gpa)
+            return cython.NULL
+        avail = 4096 - (gpa & 0xFFF)
+        b = block_find(c, gpa, mode)
+        if b != cython.NULL and b.gpa2 == NO_PAGE:
+            return b
         gpa2 = NO_PAGE
         if avail < 15 and crosses_page(cython.cast(cython.pointer(cython.const[uint8_t]), host), avail, mode):
             if next_code_page(s, va, user, cython.address(gpa2)) != DONE:
@@ -376,7 +378,10 @@ def find_block(s, step):
 
 
 def make_block(s, gpa, gpa2, mode):
-    """Translate the block at ``gpa``, unless another vCPU has done so meanwhile. NULL: the code is not what it was."""
+    """Translate the block at ``gpa``, unless another vCPU has done so meanwhile. NULL: look again.
+
+    Then the code is not what it was, or the cache has been flushed.
+    """
     e: cython.pointer(Engine) = s.engine
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     b: cython.pointer(Block)
@@ -384,23 +389,22 @@ def make_block(s, gpa, gpa2, mode):
     avail: uint32_t = 4096 - (gpa & 0xFFF)
     start: uint64_t = native.rdtsc()
     changed: cython.bint = False
-    while True:
-        lock_code(e, s)
-        b = block_find(c, gpa, mode)
-        if b != cython.NULL and b.gpa2 != gpa2:
-            retire(c, b)
-            b = cython.NULL
-        if b == cython.NULL and claim_pages(e, s, gpa, gpa2) == 0:
-            # From a copy: a store by another vCPU or a device may come at any time.
-            copy_code(e, gpa, gpa2, code)
-            changed = (avail < 15 and crosses_page(code, avail, mode)) != (gpa2 != NO_PAGE)
-            if not changed:
-                b = translate(e, s, gpa, gpa2, code, avail if gpa2 == NO_PAGE else 15, 1 if mode & MODE_STEP else MAX_INSNS)
-        unlock_code(e)
-        if b != cython.NULL or changed:
-            s.tsc_translate += native.rdtsc() - start
-            return b
+    lock_code(e, s)
+    b = block_find(c, gpa, mode)
+    if b != cython.NULL and b.gpa2 != gpa2:
+        retire(c, b)
+        b = cython.NULL
+    if b == cython.NULL and claim_pages(e, s, gpa, gpa2) == 0:
+        # From a copy: a store by another vCPU or a device may come at any time.
+        copy_code(e, gpa, gpa2, code)
+        changed = (avail < 15 and crosses_page(code, avail, mode)) != (gpa2 != NO_PAGE)
+        if not changed:
+            b = translate(e, s, gpa, gpa2, code, avail if gpa2 == NO_PAGE else 15, 1 if mode & MODE_STEP else MAX_INSNS)
+    unlock_code(e)
+    if b == cython.NULL and not changed:
         flush_cache(s)
+    s.tsc_translate += native.rdtsc() - start
+    return b
 
 
 @cython.cfunc
@@ -421,24 +425,27 @@ def copy_code(e: cython.pointer(Engine), gpa: uint64_t, gpa2: uint64_t, code: cy
 def flush_cache(s):
     """The cache is full, or the mode slots are used up: begin anew. At a block border."""
     e: cython.pointer(Engine) = s.engine
-    if world_stop(e, s):
+    if s.alone or world_stop(e, s):
         lock_code(e, s)
         code_flush(e)
         unlock_code(e)
         s.count_code_flush += 1
-    world_go(e)
+    if s.alone == 0:
+        world_go(e)
 
 
-def slot_of_mode(s):
-    """The slot of the jump caches for the mode of ``s``."""
+def choose_slot(s):
+    """Have ``mode_slot`` be the slot of the jump caches for the mode of ``s``. A flush takes the slots away."""
     slot: cython.int
-    while True:
+    while s.mode != s.slot_mode:
         lock_code(s.engine, s)
         slot = mode_slot(s.engine, s.mode)
         unlock_code(s.engine)
-        if slot >= 0:
-            return slot
-        flush_cache(s)
+        if slot < 0:
+            flush_cache(s)
+            continue
+        s.mode_slot = cython.cast(uint32_t, slot)
+        s.slot_mode = s.mode
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -452,19 +459,20 @@ def leave_with(s, kind, address, value):
     return True
 
 
+def take_pending(s):
+    """Move what other threads have asked for to ``events``. PENDING_BORDER is answered by the border that follows."""
+    bits: uint32_t = __atomic_exchange_n(cython.address(s.pending), 0, 5)
+    if bits & PENDING_TIMER:
+        lapic_timer_expired(s)
+        bits |= PENDING_INTERRUPT
+    s.events |= bits & (
+        PENDING_KICK | PENDING_INTERRUPT | PENDING_NMI | PENDING_EXTINT | PENDING_INIT | PENDING_DRAIN
+    )
+
+
 def settle(s):
-    """Take in what is pending and deliver what may be delivered now. True: leave to Python (the exit is filled)."""
-    bits: uint32_t
+    """Deliver what may be delivered now. True: leave to Python (the exit is filled)."""
     vector: cython.int
-    if s.pending:
-        bits = __atomic_exchange_n(cython.address(s.pending), 0, 5)
-        if bits & PENDING_TIMER:
-            lapic_timer_expired(s)
-        s.events |= bits & (
-            PENDING_KICK | PENDING_INTERRUPT | PENDING_NMI | PENDING_EXTINT | PENDING_INIT | PENDING_DRAIN
-        )
-        if bits & PENDING_TIMER:
-            s.events |= PENDING_INTERRUPT
     if s.events & PENDING_DRAIN:
         s.events &= ~cython.cast(uint32_t, PENDING_DRAIN)
         if s.exit.kind:
@@ -481,7 +489,6 @@ def settle(s):
         return leave_with(s, EXIT_KICKED, 0, 0)
     if s.events & PENDING_INIT:
         s.events = 0
-        s.intack_wait = 0
         reset_cpu(s, True)
         __atomic_exchange_n(cython.address(s.down), 1, 5)
         return leave_with(s, EXIT_SPINDOWN, 0, 0)
@@ -545,7 +552,7 @@ def trap_follows(s: cython.pointer(CpuState), insn: cython.pointer(Insn)) -> cyt
 @cython.exceptval(check=False)
 def wakes(s: cython.pointer(CpuState)) -> cython.bint:
     """Is there an event that ends HLT?"""
-    if s.events & (PENDING_NMI | PENDING_KICK | PENDING_INIT):
+    if s.events & (PENDING_KICK | PENDING_INIT) or (s.events & PENDING_NMI and s.nmi_blocked == 0):
         return True
     return s.iff != 0 and (lapic_deliverable(s) >= 0 or (s.intr_line != 0 and lapic_extint_enabled(s)))
 
@@ -558,8 +565,12 @@ def nobody_left(s):
         return False  # said already, and the machine has gone on
     for i in range(s.engine.cpu_count):
         other = s.engine.cpus[i]
-        if __atomic_load_n(cython.address(other.down), 5) == 0 and __atomic_load_n(cython.address(other.dead), 5) == 0:
+        if __atomic_load_n(cython.address(other.down), 5):
+            continue
+        if __atomic_load_n(cython.address(other.dead), 5) == 0:
             return False
+        if __atomic_load_n(cython.address(other.pending), 5) & (PENDING_NMI | PENDING_INIT):
+            return False  # it is about to be woken
     return True
 
 
@@ -612,10 +623,14 @@ def run_loop(s):
     patch_flushes: uint64_t = 0
     afresh: cython.bint = False
     while True:
+        # Before the border is counted: a bit that is set later makes the vCPU come back here, one that is not was set
+        # by a thread that sees this border.
+        if s.pending:
+            take_pending(s)
         s.border += 1
         if s.open_size:
             close_store(s)
-        if s.alone and s.step_once == 0:
+        if s.alone and (s.step_once == 0 or s.exc_pending):
             s.alone = 0
             world_go(e)
         if e.stop and s.alone == 0:
@@ -624,6 +639,7 @@ def run_loop(s):
             return True
         if s.exc_pending:
             s.count_exceptions += 1
+            s.step_once = 0
             s.replay = 0
             s.passing = 0
             if deliver_exception(s) == LEAVE:
@@ -632,7 +648,7 @@ def run_loop(s):
                 return leave_with(s, EXIT_STEP, 0, 0)  # at the first instruction of the handler
         if s.passing:
             pass_over(s, linear_rip(s))
-        if s.pending or s.events or s.eoi_count or s.mmio_writes or s.intack_wait:
+        if s.events or s.eoi_count or s.mmio_writes or s.intack_wait:
             taken = s.count_interrupts
             if settle(s):
                 return True
@@ -645,7 +661,6 @@ def run_loop(s):
         if s.halted:
             if wakes(s):
                 s.halted = 0
-                s.dead = 0
                 continue
             if s.hlt_exit and s.iff == 0 and nobody_left(s):
                 return leave_with(s, EXIT_HALTED, 0, 0)
@@ -656,12 +671,11 @@ def run_loop(s):
                 start_running(s)
                 native.xrstor(s.xsave, e.xsave_mask)
             continue
+        s.dead = 0
         va = linear_rip(s)
         # An interrupt may have come between the unresolved jump and here: then nothing is chained.
         patch = patch and va == chain_to and s.mode == s.slot_mode
-        if s.mode != s.slot_mode:
-            s.mode_slot = slot_of_mode(s)
-            s.slot_mode = s.mode
+        choose_slot(s)
         trap = (s.flags_system & FLAG_TF) != 0
         step = trap or s.inhibit or s.step_once or s.step_exit or s.replay
         if is_armed(s.engine, va & 0xFFF):
@@ -777,6 +791,9 @@ def chain(s, b):
     e: cython.pointer(Engine) = s.engine
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     link: cython.pointer(Link) = cython.cast(cython.pointer(Link), s.exit_link)
+    origin: cython.pointer(Block) = block_at(c, link.site)
+    if origin == cython.NULL or (origin.gpa ^ b.gpa) & PAGE_MASK or origin.mode != b.mode:
+        return  # the page tables have changed between the two: elsewhere this jump leads elsewhere
     lock_code(e, s)
     if b.valid and rel32_at(c.rw + (link.site - c.rx)) == cython.cast(int32_t, link.cold - (link.site + 4)):
         link_to(c, link, b)

@@ -35,6 +35,8 @@ cdef enum:
     K_CLD
     K_STD
     K_RDTSC
+    K_STOS
+    K_MOVS
 
     # Operand sizes
     SZ_NONE = 0

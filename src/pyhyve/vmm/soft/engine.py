@@ -219,18 +219,20 @@ class SoftMachine:
         return cap in _CAPABILITIES
 
     def map_memory(self, gpa, size, offset, *, readonly=False):
-        number: uint32_t = self.e.region_count
-        i: uint32_t
-        start: uint64_t
-        end: uint64_t
-        if number == 16:
-            raise BackendError("too many memory regions")
         if gpa % 4096 or size % 4096 or offset % 4096 or size <= 0:
             raise BackendError(f"a memory mapping is made of whole pages, not {size} bytes at {gpa:#x}")
         if offset + size > self.memory.size:
             raise BackendError(f"{size} bytes at offset {offset:#x} are not inside the memory file")
-        start = gpa
-        end = gpa + size
+        with self.lock:  # stopping the world lets go of the GIL
+            self._map(gpa, size, offset, readonly)
+
+    def _map(self, gpa, size, offset, readonly):
+        number: uint32_t = self.e.region_count
+        i: uint32_t
+        start: uint64_t = gpa
+        end: uint64_t = gpa + size
+        if number == 16:
+            raise BackendError("too many memory regions")
         for i in range(number):
             if start < self.e.regions[i].gpa + self.e.regions[i].size and self.e.regions[i].gpa < end:
                 raise BackendError(f"memory is mapped at {gpa:#x} already")
@@ -251,13 +253,14 @@ class SoftMachine:
     def unmap_memory(self, gpa):
         i: uint32_t
         where: uint64_t = gpa
-        for i in range(self.e.region_count):
-            if self.e.regions[i].gpa == where:
-                self._stop_world()
-                self.e.region_count -= 1
-                self.e.regions[i] = self.e.regions[self.e.region_count]
-                self._forget_and_go()
-                return
+        with self.lock:
+            for i in range(self.e.region_count):
+                if self.e.regions[i].gpa == where:
+                    self._stop_world()
+                    self.e.region_count -= 1
+                    self.e.regions[i] = self.e.regions[self.e.region_count]
+                    self._forget_and_go()
+                    return
         raise KeyError(gpa)
 
     def _stop_world(self):

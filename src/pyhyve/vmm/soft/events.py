@@ -153,6 +153,7 @@ def deliver_exception(s):
         rip = s.rip
         source = SOURCE_HARDWARE
     s.exc_pending = 0
+    s.watch_hits = 0
     s.exit.kind = EXIT_TRIPLE_FAULT
     s.exit.address = s.rip
     return LEAVE

@@ -86,6 +86,10 @@ cdef enum:
     SVR_ENABLED = 0x100
     SVR_VALID = 0x3FF             # vector, enable, focus checking
 
+    # Lapic.waiting
+    WAITS_FROM_RESET = 1
+    WAITS_FROM_INIT = 2
+
     ESR_SEND_VECTOR = 0x20
     ESR_RECEIVE_VECTOR = 0x40
     ESR_ILLEGAL_REGISTER = 0x80
@@ -113,7 +117,7 @@ cdef struct Lapic:
     uint32_t esr, esr_new         # as read; what the next write to ESR will show (set by any thread)
     uint32_t icr_low, icr_high
     uint32_t lvt[6]
-    uint32_t waiting              # for a start-up IPI; set when INIT is sent, cleared by the first SIPI (any thread)
+    uint32_t waiting              # for a start-up IPI: WAITS_*; set when INIT is sent, cleared by the first SIPI (any thread)
     uint32_t divide               # the register
     uint32_t initial              # timer's initial count
     # The count runs from timer_base (TSC); it reaches zero timer_ticks of the APIC's clock later.
@@ -135,8 +139,8 @@ cdef void lapic_reset(CpuState *s, bint init) noexcept nogil
 cdef void lapic_started(CpuState *s) noexcept nogil
 # xAPIC page access: offset 0-0xFFF. 32-bit registers on 16-byte borders.
 cdef uint32_t lapic_read(CpuState *s, uint32_t offset) noexcept nogil
-# Always DONE: a start-up IPI makes the vCPU leave behind the instruction (sipi_targets).
-cdef int lapic_write(CpuState *s, uint32_t offset, uint32_t value) noexcept nogil
+# A start-up IPI makes the vCPU leave behind the instruction (sipi_targets).
+cdef void lapic_write(CpuState *s, uint32_t offset, uint32_t value) noexcept nogil
 # x2APIC registers by MSR 0x800-0x8FF, checks included. DONE or FAULT.
 cdef int lapic_msr_read(CpuState *s, uint32_t index, uint64_t *value) noexcept nogil
 cdef int lapic_msr_write(CpuState *s, uint32_t index, uint64_t value) noexcept nogil

@@ -88,13 +88,17 @@ def lapic_reset(s, init):
     a.deadline_msr = 0
     a.deadline = a.signalled = 0
     if not init:
-        a.waiting = s.index != 0
+        a.waiting = WAITS_FROM_RESET if s.index != 0 else 0
     s.cr8 = 0
 
 
 def lapic_started(s):
     """A start-up IPI sets the vCPU, which nobody runs, going: the INIT before it is done."""
     __atomic_exchange_n(cython.address(s.pending), 0, ATOMIC)
+    if __atomic_exchange_n(cython.address(chip(s).waiting), 0, ATOMIC) == WAITS_FROM_INIT:
+        # An INIT has come behind the start-up IPI: it is the next thing that happens.
+        __atomic_exchange_n(cython.address(chip(s).waiting), WAITS_FROM_INIT, ATOMIC)
+        __atomic_fetch_or(cython.address(s.pending), PENDING_INIT, ATOMIC)
     s.events = 0
     s.down = s.dead = 0
     lapic_reset(s, True)
@@ -233,7 +237,7 @@ def deliver(sender, s, mode, vector, level):
     elif mode == DELIVER_NMI:
         wake(s, PENDING_NMI)
     elif mode == DELIVER_INIT:
-        __atomic_exchange_n(cython.address(chip(s).waiting), s.apic_base & BASE_BSP == 0, ATOMIC)
+        __atomic_exchange_n(cython.address(chip(s).waiting), 0 if s.apic_base & BASE_BSP else WAITS_FROM_INIT, ATOMIC)
         wake(s, PENDING_INIT)
     elif mode == DELIVER_SIPI:
         # Only a processor that waits for it takes a start-up IPI (9.4.4): systems send two. Its thread is started by
@@ -650,7 +654,6 @@ def lapic_read(s, offset):
 def lapic_write(s, offset, value):
     if offset & 0xF == 0:
         register_write(s, offset, value)
-    return DONE
 
 
 def lapic_msr_read(s, index, value):

@@ -57,9 +57,8 @@ cdef int walk(CpuState *s, uint64_t va, int access, int mode, bint quiet, uint64
 
 # Linear-address accesses of 1 to 8 bytes with the rights of `mode` (MMU_*): DONE, FAULT or LEAVE (a device read that
 # Python must answer; the caller returns LEAVE with rip unchanged and is run again, then the value comes from the
-# replay log). Pages may be crossed. A write to a device is queued in s.mmio_write and counts as DONE. mem_write never
-# returns LEAVE: where it reached the local APIC and that started another processor, s.exit is filled (EXIT_SIPI) and
-# the caller completes its instruction; the engine leaves afterwards.
+# replay log). Pages may be crossed. A write to a device is queued in s.mmio_write and counts as DONE: mem_write never
+# returns LEAVE.
 cdef int mem_read(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t *value) noexcept nogil
 cdef int mem_write(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t value) noexcept nogil
 # The same read for what the processor reads by itself (descriptor tables, TSS), with supervisor rights: DONE or FAULT.
@@ -104,9 +103,8 @@ cdef enum:
     BOUNCED = 1          # the store goes into the bounce buffer
     OPEN_STORE = 2       # it goes to a page with code, from which another vCPU may translate before it is done
 cdef uint64_t tlb_fill(CpuState *s, uint64_t va, uint32_t size, uint32_t access, int *status) noexcept nogil
-# After a store that ran in the bounce buffer: write it out. DONE, or LEAVE with s.exit filled (EXIT_SIPI): the
-# instruction is complete, leave behind it.
-cdef int bounce_finish(CpuState *s) noexcept nogil
+# After a store of emitted code: write the bounce buffer out, or close the store.
+cdef void bounce_finish(CpuState *s) noexcept nogil
 
 # A store through mem_pointer, or one of emitted code that the slow path let through, is done: forget what another vCPU
 # translated from there meanwhile.
@@ -115,7 +113,7 @@ cdef void close_store(CpuState *s) noexcept nogil
 # Used inside this module only.
 cdef bint is_apic(CpuState *s, uint64_t gpa) noexcept nogil
 cdef uint64_t page_table_entry(Engine *e, uint64_t gpa, uint32_t size) noexcept nogil
-cdef bint mark_entry(Engine *e, uint64_t gpa, uint32_t size, uint64_t entry, uint64_t bits) noexcept nogil
+cdef bint mark_entry(CpuState *s, uint64_t gpa, uint32_t size, uint64_t entry, uint64_t bits) noexcept nogil
 cdef int page_fault(CpuState *s, uint64_t va, int access, int mode, bint quiet, uint32_t error) noexcept nogil
 cdef bint permitted(CpuState *s, int access, int mode, uint64_t rights, bint nx) noexcept nogil
 cdef int lookup(CpuState *s, uint64_t va, int access, int mode, uint64_t *host, uint64_t *gpa) noexcept nogil
@@ -124,9 +122,9 @@ cdef uint64_t load(uint64_t host, uint32_t size) noexcept nogil
 cdef void store(uint64_t host, uint32_t size, uint64_t value) noexcept nogil
 cdef uint32_t piece(uint32_t size) noexcept nogil
 cdef int device_read(CpuState *s, uint64_t gpa, uint32_t size, uint64_t *value) noexcept nogil
-cdef int device_write(CpuState *s, uint64_t gpa, uint32_t size, uint64_t value) noexcept nogil
+cdef void device_write(CpuState *s, uint64_t gpa, uint32_t size, uint64_t value) noexcept nogil
 cdef int read_part(CpuState *s, uint64_t host, uint64_t gpa, uint8_t *buffer, uint32_t size) noexcept nogil
-cdef int write_part(CpuState *s, uint64_t host, uint64_t gpa, uint8_t *buffer, uint32_t size) noexcept nogil
+cdef void write_part(CpuState *s, uint64_t host, uint64_t gpa, uint8_t *buffer, uint32_t size) noexcept nogil
 cdef int read_slow(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t *value) noexcept nogil
 cdef int write_slow(CpuState *s, uint64_t va, uint32_t size, int mode, uint64_t value) noexcept nogil
 cdef bint overwrites_code(CpuState *s, uint64_t host, uint64_t gpa, uint32_t size) noexcept nogil

@@ -115,23 +115,29 @@ def page_table_entry(e, gpa, size):
     return cython.cast(cython.pointer[uint32_t], host)[0]
 
 
-def mark_entry(e, gpa, size, entry, bits):
+def mark_entry(s, gpa, size, entry, bits):
     """Set accessed and dirty flags if the entry is still what the walk saw; False: walk again."""
+    e: cython.pointer[Engine] = s.engine
     host: uint64_t
     expected: uint64_t = entry
     expected32: uint32_t = entry
+    done: cython.bint
     if (entry & bits) == bits:
         return True
     host = ram_host(e, gpa, True)
     if host == 0:
         return True  # tables in ROM stay as they are
     if size == 8:
-        return __atomic_compare_exchange_n(
+        done = __atomic_compare_exchange_n(
             cython.cast(cython.pointer[uint64_t], host), cython.address(expected), entry | bits, False, ATOMIC, ATOMIC
         )
-    return swap32(
-        cython.cast(cython.pointer[uint32_t], host), cython.address(expected32), entry | bits, False, ATOMIC, ATOMIC
-    )
+    else:
+        done = swap32(
+            cython.cast(cython.pointer[uint32_t], host), cython.address(expected32), entry | bits, False, ATOMIC, ATOMIC
+        )
+    if done and has_code(e, gpa):
+        code_written(e, s, gpa, size)  # a table that is executed, too
+    return done
 
 
 def page_fault(s, va, access, mode, quiet, error):
@@ -263,8 +269,8 @@ def walk(s, va, access, mode, quiet, gpa, flags):
         if not quiet:
             ok = True
             for i in range(level):
-                ok = ok and mark_entry(e, address[i], size, entries[i], PTE_A)
-            if not (ok and mark_entry(e, address[level], size, entry, bits)):
+                ok = ok and mark_entry(s, address[i], size, entries[i], PTE_A)
+            if not (ok and mark_entry(s, address[level], size, entry, bits)):
                 continue
             entry |= bits
         if rights & PTE_U:
@@ -575,15 +581,14 @@ def device_write(s, gpa, size, value):
     i: uint32_t = s.mmio_writes
     if is_apic(s, gpa):
         if size == 4 and (gpa & 3) == 0:
-            return lapic_write(s, gpa & PAGE_OFFSET, cython.cast(uint32_t, value))
-        return DONE
+            lapic_write(s, gpa & PAGE_OFFSET, cython.cast(uint32_t, value))
+        return
     # No instruction writes so often; what would not fit is lost, as on a bus where nobody answers.
     if i < MMIO_LOG:
         s.mmio_write[i].gpa = gpa
         s.mmio_write[i].size = size
         s.mmio_write[i].value = value if size == 8 else value & ((cython.cast(uint64_t, 1) << (8 * size)) - 1)
         s.mmio_writes = i + 1
-    return DONE
 
 
 def read_part(s, host, gpa, buffer, size):
@@ -603,22 +608,20 @@ def read_part(s, host, gpa, buffer, size):
 
 
 def write_part(s, host, gpa, buffer, size):
-    """``size`` bytes of ``buffer`` to one page. LEAVE: everything is written, and then the vCPU must leave."""
+    """``size`` bytes of ``buffer`` to one page."""
     done: uint32_t = 0
     step: uint32_t
     value: uint64_t
-    status: cython.int = DONE
     while done < size:
         step = piece(size - done)
         value = load(cython.cast(uint64_t, buffer) + done, step)
         if host != 0:
             store(host + done, step, value)
-        elif device_write(s, gpa + done, step, value) == LEAVE:
-            status = LEAVE
+        else:
+            device_write(s, gpa + done, step, value)
         done += step
     if host != 0 and size != 0:
         wrote_memory(s, gpa, size)
-    return status
 
 
 # Accesses by linear address
@@ -776,7 +779,8 @@ def mem_pointer(s, va, size, access, mode, status):
             close_store(s)
         left = size if size < left else left
         overwrites_code(s, host, gpa, left)
-        if s.engine.cpu_count > 1 and has_code(s.engine, gpa):
+        if s.engine.cpu_count > 1 and not writable_now(s, mode, va):
+            # Not only where there is code now: who translates waits for nobody without a write tag.
             s.open_gpa = gpa
             s.open_size = left
     if s.watch_count:
@@ -938,19 +942,12 @@ def tlb_fill(s, va, size, access, status):
 
 
 def bounce_finish(s):
-    status: cython.int
     buffer: cython.pointer[uint8_t] = cython.address(s.bounce[s.bounce_gva & 63])
     if s.bounce_active == OPEN_STORE:
         s.bounce_active = 0
         close_store(s)
-        return DONE
+        return
     s.bounce_active = 0
-    status = write_part(s, s.bounce_host[0], s.bounce_gpa[0], buffer, s.bounce_first)
-    if s.bounce_first < s.bounce_size and (
-        write_part(
-            s, s.bounce_host[1], s.bounce_gpa[1], buffer + s.bounce_first, s.bounce_size - s.bounce_first
-        )
-        == LEAVE
-    ):
-        status = LEAVE
-    return status
+    write_part(s, s.bounce_host[0], s.bounce_gpa[0], buffer, s.bounce_first)
+    if s.bounce_first < s.bounce_size:
+        write_part(s, s.bounce_host[1], s.bounce_gpa[1], buffer + s.bounce_first, s.bounce_size - s.bounce_first)

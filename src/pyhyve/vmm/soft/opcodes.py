@@ -79,11 +79,11 @@ A0 mov AL Ob %moffs
 A1 mov eAX Ov %moffs
 A2 mov Ob! AL %moffs
 A3 mov Ov! eAX %moffs
-A4-A5 movs @movs
+A4-A5 movs %movs
 A6-A7 cmps @cmps
 A8 test AL Ib >oszapc
 A9 test eAX Iz >oszapc
-AA-AB stos @stos
+AA-AB stos %stos
 AC-AD lods @lods
 AE-AF scas @scas
 B0-B7 mov Zb! Ib
@@ -608,12 +608,13 @@ def _helper_names() -> list[str]:
 
 # Kinds that the translator handles itself in 64-bit code only; elsewhere, or in odd cases, a helper does it.
 SLOW_KINDS: tuple[str, ...] = tuple(
-    "push pop push_imm push_mem pop_mem ret leave xlat loop jcxz call jmp call_ind jmp_ind jcc cli sti rdtsc".split()
+    "push pop push_imm push_mem pop_mem ret leave xlat loop jcxz call jmp call_ind jmp_ind jcc cli sti rdtsc stos "
+    "movs".split()
 )
 HELPERS: list[str] = _helper_names()
 HELPER_NUMBER: dict[str, int] = {name: number for number, name in enumerate(HELPERS)}
 KINDS: list[str] = ("plain helper ud nop lea push pop push_imm push_mem pop_mem incdec xchg_a moffs ret leave xlat loop jcxz "
-                    "call jmp call_ind jmp_ind jcc bt cli sti cld std rdtsc").split()
+                    "call jmp call_ind jmp_ind jcc bt cli sti cld std rdtsc stos movs").split()
 
 PREFIXES: dict[str, int] = {"np": 0, "66": 1, "F3": 2, "F2": 3}
 MAPS: dict[str, int] = {"": 0, "0F": 1, "0F38": 2, "0F3A": 3}

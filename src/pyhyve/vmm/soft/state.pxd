@@ -388,10 +388,8 @@ cdef struct CpuState:
     ExitRecord exit
     uint8_t answered                 # answer holds what the last exit wanted
     uint8_t hlt_exit, pause_exit, step_exit
-    uint8_t skip_instruction         # an injected exception replaces a pending RDMSR or WRMSR
     uint64_t answer
     uint32_t intr_line               # the PIC's INTR level
-    uint32_t extint_vector           # acknowledged vector + 1
     uint32_t sipi_vector
     uint32_t eoi_count
     uint8_t eoi_vectors[64]          # level-triggered vectors whose EOI Python must hear of

@@ -240,9 +240,10 @@ def reset_cpu(s, init):
     s.cpl = 0
     s.inhibit = s.nmi_blocked = s.halted = 0
     s.exc_pending = 0
-    s.answered = s.skip_instruction = 0
+    s.answered = 0
     s.replay = s.mmio_reads = s.mmio_cursor = 0
     s.bounce_active = 0
+    s.step_once = s.trap_after = s.intack_wait = 0
 
     for i in range(6):
         reset_segment(s, i)

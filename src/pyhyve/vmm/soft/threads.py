@@ -93,6 +93,9 @@ def world_stop(e, s):
         else:
             syscall(SYS_FUTEX, cython.address(e.stop), FUTEX_WAIT_PRIVATE, 1, cython.NULL, cython.NULL, 0)
         free = 0
+    if s != cython.NULL:
+        # It is at a border. Whoever waits for that, with the code lock held, must not wait for ever: see below.
+        stop_running(s)
     for i in range(e.cpu_count):
         other = e.cpus[i]
         if other != s and __atomic_load_n(cython.address(other.running), ATOMIC):
@@ -102,6 +105,8 @@ def world_stop(e, s):
         turns = 0
         while other != s and __atomic_load_n(cython.address(other.running), ATOMIC):
             spin(cython.address(turns))
+    if s != cython.NULL:
+        store32(cython.address(s.running), 1, ATOMIC)
     return first
 
 
@@ -115,6 +120,7 @@ def wait_for_borders(e, s, mask):
     turns: uint32_t
     border: uint32_t
     other: cython.pointer(CpuState)
+    fence(ATOMIC)  # the permissions are gone before it is asked who runs: whoever starts now sees that
     for i in range(e.cpu_count):
         other = e.cpus[i]
         if other == s or (mask >> i) & 1 == 0 or __atomic_load_n(cython.address(other.running), ATOMIC) == 0:

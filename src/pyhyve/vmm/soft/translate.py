@@ -44,6 +44,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
     K_LEAVE,
     K_LOOP,
     K_MOFFS,
+    K_MOVS,
     K_NOP,
     K_PLAIN,
     K_POP,
@@ -55,6 +56,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
     K_RET,
     K_STD,
     K_STI,
+    K_STOS,
     K_UD,
     K_XCHG_A,
     K_XLAT,
@@ -139,6 +141,8 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_TSC,
     MODE_USER,
     PAGE_MASK,
+    RDI,
+    RSI,
     RSP,
     SS,
     TLB_SIZE,
@@ -627,6 +631,106 @@ def emit_stack_load(x: cython.pointer(Context), address: uint32_t) -> cython.voi
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def emit_string(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    """STOS and MOVS upwards, with or without REP, where each operand lies in one page that the TLB has; else the helper."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    size: uint32_t = 1 if insn.opcode & 1 == 0 else insn.opsize
+    live: cython.bint = x.live_out[x.current] != 0
+    copies: cython.bint = ops[insn.op].kind == K_MOVS
+    away: cython.pointer(uint8_t)[6]
+    count: uint32_t = 0
+    i: uint32_t
+    done: cython.pointer(uint8_t)
+    if live:
+        e8(a, 0x9C)  # pushfq
+    e8(a, 0x65)  # cmp byte [gs:df], 0
+    e8(a, 0x80)
+    e8(a, 0x3C)
+    e8(a, 0x25)
+    e32(a, off(x.s, cython.address(x.s.df)))
+    e8(a, 0)
+    away[count] = jcc_fwd(a, CC_NZ)
+    count += 1
+    if insn.rep:
+        cmp_imm32(a, HRCX, 4097)
+        away[count] = jcc_fwd(a, CC_AE)
+        count += 1
+    away[count] = string_operand(x, insn, RDI, 8, size, cython.address(away[count + 1]))
+    count += 2
+    op_gs_index(a, 1, 0x8B, T0, T1, 0, x.tlb + 16)
+    if copies:
+        away[count] = string_operand(x, insn, RSI, 0, size, cython.address(away[count + 1]))
+        count += 2
+        op_gs_index(a, 1, 0x8B, T2, T1, 0, x.tlb + 16)
+        lea(a, 1, RSI, RSI, T2, 0, 0)
+    lea(a, 1, RDI, RDI, T0, 0, 0)
+    if insn.rep:
+        e8(a, 0xF3)
+    if size == 2:
+        e8(a, 0x66)
+    elif size == 8:
+        e8(a, 0x48)
+    e8(a, insn.opcode)
+    rex(a, 1, T0, 0, RDI)  # sub rdi, r10
+    e8(a, 0x29)
+    e8(a, 0xC0 | ((T0 & 7) << 3) | RDI)
+    if copies:
+        rex(a, 1, T2, 0, RSI)  # sub rsi, r14
+        e8(a, 0x29)
+        e8(a, 0xC0 | ((T2 & 7) << 3) | RSI)
+    if live:
+        e8(a, 0x9D)  # popfq
+    done = short_fwd(a, 0xEB)
+    for i in range(count):
+        land(a, away[i])
+    if live:
+        e8(a, 0x9D)
+    emit_helper(x, insn)
+    land_short(a, done)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def string_operand(x: cython.pointer(Context), insn: cython.pointer(Insn), reg: uint32_t, tag: uint32_t, size: uint32_t,
+                   second: cython.pointer(cython.pointer(uint8_t))) -> cython.pointer(uint8_t):
+    """Look for the page of ``reg`` in the TLB; T1 is the entry then. The two jumps that are taken if it is not there, or
+    the operand goes over its end."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    first: cython.pointer(uint8_t)
+    rorx(a, T1, reg, 7)
+    e8(a, 0x41)  # and r11d, (TLB_SIZE - 1) << 5
+    e8(a, 0x81)
+    e8(a, 0xE3)
+    e32(a, (TLB_SIZE - 1) << 5)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, x.tlb + tag)
+    rex(a, 1, reg, 0, T2)  # xor r14, reg
+    e8(a, 0x31)
+    e8(a, 0xC0 | ((reg & 7) << 3) | (T2 & 7))
+    cmp_imm32(a, T2, 4096)
+    first = jcc_fwd(a, CC_AE)
+    if insn.rep:
+        lea(a, 1, T2, T2, HRCX, 3 if size == 8 else size >> 1, -1)
+    else:
+        lea(a, 1, T2, T2, NO_REG, 0, cython.cast(int64_t, size) - 1)
+    cmp_imm32(a, T2, 4096)
+    second[0] = jcc_fwd(a, CC_AE)
+    return first
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def cmp_imm32(a: cython.pointer(Asm), reg: uint32_t, value: uint32_t) -> cython.void:
+    rex(a, 1, 0, 0, reg)
+    e8(a, 0x81)
+    e8(a, 0xF8 | (reg & 7))
+    e32(a, value)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def emit_lea(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
     a: cython.pointer(Asm) = cython.address(x.a)
     reg: uint32_t
@@ -880,6 +984,10 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
         return True
     if kind == K_CLI or kind == K_STI:
         return (x.mode & MODE_IOPL_OK) == 0 or (kind == K_STI and (x.mode & MODE_STEP) != 0)
+    if kind == K_STOS or kind == K_MOVS:
+        return (x.mode & (MODE_CODE64 | MODE_STEP)) != MODE_CODE64 or insn.addrsize != 8 or (
+            kind == K_MOVS and insn.segment_override != NO_REG and insn.segment_override >= FS
+        )
     if kind == K_RDTSC:
         return (x.mode & MODE_TSC) == 0 or (is_rdtscp(insn) and not feature(x.s.engine, LEAF_EXTENDED + 1, R_EDX, 27))
     if x.mode & MODE_CODE64:
@@ -943,6 +1051,8 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
             load_gs32(a, HRCX, off(x.s, cython.address(x.s.tsc_aux)))
         else:
             e8(a, 0x31)
+    elif kind == K_STOS or kind == K_MOVS:
+        emit_string(x, insn)
     elif kind == K_PLAIN or kind == K_BT:
         if insn.has_mem and insn.mem_access != MEM_NONE:
             emit_operand(x, insn)

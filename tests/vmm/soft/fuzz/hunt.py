@@ -19,6 +19,9 @@ from tests.vmm.soft.fuzz.cases import ASPECTS, Spec, build
 SILENCE = 15.0
 """Seconds without an answer after which a worker counts as hung: the kick comes after hundredths of one."""
 CASES_A_WORKER = 3000
+WORKER = "tests.vmm.soft.fuzz.worker"
+CROWD = "tests.vmm.soft.fuzz.crowd"
+"""The modules that run cases: on one vCPU, and on several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,14 @@ class Finding:
     spec: Spec
     problem: str
     words: str = ""
+    module: str = WORKER
 
     def report(self) -> str:
         """All that is needed to look into it."""
         spec = json.dumps({"seed": self.spec.seed, "off": list(self.spec.off), "keep": self.spec.keep})
-        again = f"echo '{spec}' | python -m tests.vmm.soft.fuzz.worker"
-        return f"{self.problem}\n  {again}\n{build(self.spec).describe()}\n{self.words}"
+        again = f"echo '{spec}' | python -m {self.module}"
+        state = build(self.spec).describe() if self.module == WORKER else ""
+        return f"{self.problem}\n  {again}\n{state}\n{self.words}"
 
 
 @dataclass(slots=True)
@@ -54,10 +59,10 @@ def same_modules() -> dict[str, str]:
 class Worker:
     """A worker process."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = WORKER) -> None:
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.vmm.soft.fuzz.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=same_modules(),
         )  # fmt: skip
         self.ran = 0
@@ -105,12 +110,16 @@ def hunt(
     seconds: float,
     *,
     most: int = 1,
+    module: str = WORKER,
     shrink_seconds: float = 60,
     say: Callable[[str], None] = lambda text: None,
 ) -> Tally:
-    """Run the cases from ``seed`` on, until the time is over or ``most`` findings are made."""
+    """Run the cases from ``seed`` on, until the time is over or ``most`` findings are made.
+
+    Only cases of one vCPU are made smaller: those of several do not go wrong in the same way twice.
+    """
     tally = Tally()
-    worker = Worker()
+    worker = Worker(module)
     end = time.monotonic() + seconds
     try:
         while time.monotonic() < end and len(tally.findings) < most:
@@ -120,11 +129,11 @@ def hunt(
             if problem:
                 words = worker.words()
                 worker.close()
-                say(f"seed {spec.seed}: {problem}; shrinking")
-                small = shrink(spec, problem, shrink_seconds)
-                tally.findings.append(Finding(small, problem, words))
+                say(f"seed {spec.seed}: {problem}")
+                small = shrink(spec, problem, shrink_seconds) if module == WORKER else spec
+                tally.findings.append(Finding(small, problem, words, module))
                 say(tally.findings[-1].report())
-                worker = Worker()
+                worker = Worker(module)
                 continue
             tally.modes[str(answer["mode"])] += 1
             ends = answer["exits"]
@@ -132,7 +141,7 @@ def hunt(
             tally.ends.update(ends)
             if worker.ran >= CASES_A_WORKER:
                 worker.close()
-                worker = Worker()
+                worker = Worker(module)
                 say(f"{tally.cases} cases, the last of seed {spec.seed}")
     finally:
         worker.close()
