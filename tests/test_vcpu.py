@@ -491,6 +491,17 @@ def test_starting_a_vcpu_that_does_not_exist_is_an_error_that_ends_the_machine()
     assert machine.set.message == "vcpu 5 does not exist"
 
 
+def test_adding_an_active_vcpu_is_an_error():
+    machine = Machine([exits.SpindownCpu()], [])
+    machine.set.add(1)
+    with pytest.raises(BackendError, match="vcpu 1 is already active") as caught:
+        machine.set.add(1)
+    assert caught.value.status == 4
+    machine.set.remove(1)
+    assert machine.run(0) == 0
+    machine.cpus[1].kick()
+
+
 def test_deleting_a_vcpu_twice_is_an_error_that_ends_the_machine():
     machine = Machine([exits.SpindownCpu()], [])
     machine.set.add(1)
