@@ -344,7 +344,7 @@ class Machine:
         self.pci.attach()
         for address in read_slots(self.config):
             node = f"pci.{address.bus}.{address.device}.{address.function}"
-            options = self.config.below(node)
+            options = self.config.node(node)
             name = options.pop("device", None)
             if name is None:
                 raise ConfigError(f"{node} has no device: set {node}.device")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,3 +119,25 @@ def test_interrupts_come_by_the_way_that_was_chosen(machine: Machine, request: p
     kind = "IO-APIC" if "intx" in request.node.name else "PCI-MSI"
     assert lines
     assert all(kind in line for line in lines)
+
+
+def test_the_example_of_the_page(backend: str, image, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text().replace("\\\n", " ")
+    examples = [block.partition("```")[0] for block in page.split("```sh\n")[1:]]
+    words = next(shlex.split(example) for example in examples if "virtio-blk" in example)
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(DISK)
+    files = {
+        "disk.img": disk,
+        "agent.sock": tmp_path / "agent.sock",
+        "=vmlinuz": f"={image.kernel}",
+        "=initrd": f"={image.initrd}",
+    }
+    for name, path in files.items():
+        words = [word.replace(name, str(path)) for word in words]
+    words[-1] = "virtio-page"
+    with Guest([sys.executable, "-m", "pyhyve.commands.bhyve", "-o", f"vmm.backend={backend}", *words[1:]]) as guest:
+        assert guest.output("cat /sys/block/vda/serial /sys/block/vda/queue/physical_block_size") == "DISK14096\n"
+        assert guest.output("cat /sys/class/virtio-ports/vport0p0/name") == "agent\n"
+        assert guest.output("head -c 16 /dev/hwrng | wc -c") == "16\n"

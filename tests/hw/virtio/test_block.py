@@ -221,6 +221,18 @@ def test_a_driver_that_cannot_flush_gets_writes_that_last(image: Path, features:
     disk.rig.close()
 
 
+def test_a_short_read_of_what_the_host_has_in_memory_takes_no_thread(modern: Disk, image: Path) -> None:
+    if not modern.device.backend.read_cached(0, [memoryview(bytearray(512))]):
+        pytest.skip("this file system does not tell what it has in memory")
+    modern.device.backend.readv = lambda offset, buffers, done: pytest.fail("a thread was asked")
+    assert modern.request(IN, 9, into=4096) == (OK, image.read_bytes()[9 * 512 : 9 * 512 + 4096])
+
+
+def test_a_read_that_would_wait_goes_to_a_thread(modern: Disk, image: Path) -> None:
+    modern.device.backend.read_cached = lambda offset, buffers: False
+    assert modern.request(IN, 9, into=4096) == (OK, image.read_bytes()[9 * 512 : 9 * 512 + 4096])
+
+
 def test_an_error_of_the_host_is_an_error_of_that_request(modern: Disk) -> None:
     backend = modern.device.backend
     backend.writev = lambda offset, buffers, done: done(errno.ENOSPC)
@@ -230,6 +242,7 @@ def test_an_error_of_the_host_is_an_error_of_that_request(modern: Disk) -> None:
 
 def test_a_reset_waits_for_what_is_under_way(modern: Disk) -> None:
     device, done = modern.device, []
+    device.backend.read_cached = lambda offset, buffers: False
     device.backend.readv = lambda offset, buffers, finish: done.append((buffers, finish))
     modern.submit(IN, 0, into=512)
     modern.driver.queues[0].kick()

@@ -240,9 +240,9 @@ def _wanted_ports(options: Mapping[str, str]) -> list[tuple[str, str]]:
     numbers = set()
     for option in options:
         family, _, rest = option.partition(".")
-        number, _, variable = rest.partition(".")
-        if family == "port" and number.isascii() and number.isdigit() and variable in ("name", "path"):
-            numbers.add(int(number))
+        digits, _, variable = rest.partition(".")
+        if family == "port" and digits.isascii() and digits.isdigit() and variable in ("name", "path"):
+            numbers.add(int(digits))
         elif option != "legacy":
             raise DeviceError(f"virtio-console: unknown option '{option}'")
     if not numbers:
