@@ -138,9 +138,21 @@ def test_without_permission_the_command_that_helps_is_named(loop, monkeypatch):
         open_net({"backend": "tap0", "queues": "2"}, loop)
 
 
+def test_a_device_file_that_may_not_be_opened_is_named_with_the_commands(loop, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tap_module.os, "open", refuse)
+    with pytest.raises(DeviceError, match=r"Permission denied; as root: chmod 0666 /dev/net/tun && ip tuntap add tap0"):
+        open_net({"backend": "tap0"}, loop)
+
+
 def test_without_the_device_file_it_is_named(loop, monkeypatch):
     monkeypatch.setattr(tap_module, "DEVICE", "/nonexistent/tun")
-    with pytest.raises(DeviceError, match="network backend vmnet0: cannot open /nonexistent/tun: No such file"):
+    with pytest.raises(
+        DeviceError,
+        match="network backend vmnet0: cannot open /nonexistent/tun: No such file or directory; as root: modprobe tun",
+    ):
         open_net({"backend": "vmnet0"}, loop)
 
 

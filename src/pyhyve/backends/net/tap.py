@@ -68,7 +68,9 @@ class Tap:
         try:
             fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise DeviceError(f"network backend {self.name}: cannot open {DEVICE}: {error.strerror}") from None
+            raise DeviceError(
+                f"network backend {self.name}: cannot open {DEVICE}: {error.strerror}{self._remedy(error)}"
+            ) from None
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if self.queues > 1 else 0)
         try:
             fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", self.name.encode(), flags))
@@ -79,13 +81,21 @@ class Tap:
             raise DeviceError(f"network backend {self.name}: {self._explain(error)}") from None
         return fd
 
-    def _explain(self, error: OSError) -> str:
+    @property
+    def _command(self) -> str:
+        """What makes the interface for us."""
         multi = " multi_queue" if self.queues > 1 else ""
+        user = os.getuid()
+        return f"ip tuntap add {self.name} mode tap{multi} user {user} && ip link set {self.name} up"
+
+    def _remedy(self, error: OSError) -> str:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return f"; as root: chmod 0666 {DEVICE} && {self._command}"
+        return "; as root: modprobe tun" if error.errno in (errno.ENOENT, errno.ENODEV) else ""
+
+    def _explain(self, error: OSError) -> str:
         if error.errno == errno.EPERM:
-            return (
-                f"no permission to use it; as root: ip tuntap add {self.name} mode tap{multi} user {os.getuid()}"
-                f" && ip link set {self.name} up"
-            )
+            return f"no permission to use it; as root: {self._command}"
         if error.errno == errno.EBUSY:
             return "another program uses it"
         if error.errno == errno.EINVAL:

@@ -9,7 +9,7 @@ A frame from the guest goes into ``slirp_input``, which turns segments into call
 hang in one epoll set, which hangs in the event loop; after every bout of work the library says anew which of them it
 waits for, and for how long. Frames to the guest are gathered and delivered at the end of the bout, together.
 
-A guest whose card takes long segments (TSO) gets TCP in pieces of up to 64 KiB: its SYN is changed to say so, and what
+A guest whose card takes long segments (TSO) gets TCP in pieces of up to 16 KiB: its SYN is changed to say so, and what
 comes is marked with the size that the guest asked for.
 """
 
@@ -36,8 +36,9 @@ HOST, NAMESERVER, GUEST = "10.0.2.2", "10.0.2.3", "10.0.2.15"
 LIBRARY_MTU: Final = 65520
 """The longest IP packet between the library and us; what is too long for the guest is cut here."""
 
-LONG_SEGMENT: Final = 32 * 1024
-"""What a guest that takes long segments is said to take: half of the window, since the library scales none."""
+LONG_SEGMENT: Final = 16 * 1024
+"""What a guest that takes long segments is said to take: a quarter of the window, which the library does not scale, so
+that some are on their way while the guest works on others."""
 
 ETHERNET_MTU: Final = 1500
 BACKLOG: Final = 512
