@@ -310,11 +310,12 @@ class VirtioNet(VirtioDevice):
             return result
         if self._header == HEADER_SIZE:
             packet = packet[:10] + len(chains).to_bytes(2, "little") + packet[HEADER_SIZE:]
-        rest = memoryview(packet)
+        rest, used = memoryview(packet), list[tuple[Chain, int]]()
         for each in chains:
             written = each.write(rest)
-            ring.push(each, written)
+            used.append((each, written))
             rest = rest[written:]
+        ring.push_together(used)  # virtio 1.2 §5.1.6.4.1: a driver that found some of them only would drop the packet
         return Put.DONE
 
     def _passes(self, packet: bytes) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyhyve.lifecycle import State, restore_fields, save_fields
@@ -137,6 +137,10 @@ class Queue(ABC):
     @abstractmethod
     def push(self, chain: Chain, written: int) -> None:
         """Give ``chain`` back with ``written`` bytes of its writable buffers filled."""
+
+    @abstractmethod
+    def push_together(self, used: Sequence[tuple[Chain, int]]) -> None:
+        """Give several chains back that the driver must see all at once, with the bytes written to each."""
 
     def forget(self, chain: Chain) -> None:
         """The driver has reset the device: ``chain`` is not given back. The queue is not used any more either."""
@@ -271,6 +275,16 @@ class SplitQueue(Queue):
         self._used_words[1] = position
         self.in_flight -= 1
 
+    def push_together(self, used: Sequence[tuple[Chain, int]]) -> None:
+        position = self.next_used
+        for chain, written in used:
+            if written:
+                self._written(chain, written)
+            _used_element.pack_into(self._used, 4 + 8 * (position & self.size - 1), chain.ident, written)
+            position = position + 1 & 0xFFFF
+        self.next_used = self._used_words[1] = position
+        self.in_flight -= len(used)
+
     def wants_interrupt(self) -> bool:
         _fence()
         new, old = self.next_used, self.signalled
@@ -386,12 +400,25 @@ class PackedQueue(Queue):
         self.in_flight -= 1
 
     def push(self, chain: Chain, written: int) -> None:
+        index = self.next_used
+        self._words[8 * index + 7] = self._take_used(chain, written)
+
+    def push_together(self, used: Sequence[tuple[Chain, int]]) -> None:
+        # The driver looks at the first of them: its flags are written when those behind it are there.
+        (chain, written), *others = used
+        first, flags = self.next_used, self._take_used(chain, written)
+        for each, length in others:
+            at = self.next_used
+            self._words[8 * at + 7] = self._take_used(each, length)
+        self._words[8 * first + 7] = flags
+
+    def _take_used(self, chain: Chain, written: int) -> int:
+        """Write all of the next used descriptor but its flags, which are the answer."""
         if written:
             self._written(chain, written)
         index = self.next_used
         _packed_used.pack_into(self._descriptors, index * 16 + 8, written, chain.ident)
         flags = AVAIL | USED if self.used_wrap else 0
-        self._words[8 * index + 7] = flags | WRITE if written else flags
         self.next_used = index + chain.slots
         if self.next_used >= self.size:
             self.next_used -= self.size
@@ -399,6 +426,7 @@ class PackedQueue(Queue):
         self.unsignalled += chain.slots
         self._occupied -= chain.slots
         self.in_flight -= 1
+        return flags | WRITE if written else flags
 
     def wants_interrupt(self) -> bool:
         _fence()
