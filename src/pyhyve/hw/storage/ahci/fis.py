@@ -77,13 +77,6 @@ def pio_setup(status: int, lba: int, device: int, count: int, end_status: int, l
     return fis[:16] + (length & 0xFFFF).to_bytes(4, "little")
 
 
-def dma_setup(tag: int, length: int, *, to_host: bool) -> bytes:
-    """A queued transfer begins; 28 bytes."""
-    return struct.pack(
-        "<BBHIIIIII", FisType.DMA_SETUP, FROM_DEVICE if to_host else 0, 0, tag, 0, 0, 0, length & 0xFFFFFFFF, 0
-    )
-
-
 def set_device_bits(status: int, error: int, finished: int) -> bytes:
     """Queued commands have ended, a bit each in ``finished``; 8 bytes."""
     return struct.pack("<BBBBI", FisType.DEVICE_BITS, INTERRUPT, status & 0x77, error, finished)
