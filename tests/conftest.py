@@ -17,6 +17,12 @@ def hypervisor(request: pytest.FixtureRequest) -> Hypervisor:
     return find_backend(request.param)
 
 
+@pytest.fixture(params=["kvm", "soft"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of each backend in turn."""
+    return find_backend(request.param).name
+
+
 @pytest.fixture(scope="session", autouse=True)
 def runtime_directory() -> Iterator[str]:
     """A place of its own for named machines, for this process and its children. Short: a socket's path is limited."""

@@ -12,12 +12,6 @@ from tests import kernels
 from tests.conftest import find_backend
 
 
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    """The name of each backend that can run here."""
-    return find_backend(request.param).name
-
-
 @pytest.fixture
 def console(tmp_path):
     """A pseudo-terminal for com1: the descriptor of our end, and the path of the machine's."""

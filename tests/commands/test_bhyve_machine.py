@@ -15,11 +15,6 @@ from tests.conftest import find_backend
 COMMAND = [sys.executable, "-m", "pyhyve.commands.bhyve"]
 
 
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    return find_backend(request.param).name
-
-
 def arguments(kernel, backend, *more):
     path = kernels.build(kernel) if "\n" in kernel else kernel
     options = "-A -c 1 -m 16M -H -s 0,hostbridge -s 31,lpc -l com1,stdio".split()

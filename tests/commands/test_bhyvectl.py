@@ -14,18 +14,12 @@ from pyhyve.control.folder import Folder
 from pyhyve.errors import UsageError
 from tests import kernels
 from tests.commands.named import boot, call, command, load, machines, run, running
-from tests.conftest import find_backend
 
 
 @pytest.fixture(autouse=True)
 def runtime(tmp_path, monkeypatch):
     monkeypatch.setenv("PYHYVE_RUNTIME_DIR", str(tmp_path))
     return tmp_path
-
-
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    return find_backend(request.param).name
 
 
 def ctl(*words, vm="vm0"):

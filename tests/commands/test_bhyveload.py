@@ -16,7 +16,6 @@ from pyhyve.errors import UsageError
 from pyhyve.memory import GuestMemory
 from tests import kernels
 from tests.commands.named import boot, call, load, machines, run, running
-from tests.conftest import find_backend
 from tests.loader.disk import images
 from tests.loader.images import bzimage
 
@@ -41,11 +40,6 @@ FILL_MEMORY = """
 def runtime(tmp_path, monkeypatch):
     monkeypatch.setenv("PYHYVE_RUNTIME_DIR", str(tmp_path))
     return tmp_path
-
-
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    return find_backend(request.param).name
 
 
 # -- the command line --

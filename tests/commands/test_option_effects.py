@@ -135,11 +135,6 @@ FIRMWARE_ITEM = (
 )
 
 
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    return find_backend(request.param).name
-
-
 @pytest.fixture
 def soft():
     return find_backend("soft").name

@@ -19,11 +19,6 @@ from tests.conftest import find_backend
 COMMAND = [sys.executable, "-m", "pyhyve.commands.pyhyve"]
 
 
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    return find_backend(request.param).name
-
-
 def pyhyve_command(*argv, **kwargs):
     kwargs.setdefault("stdin", subprocess.DEVNULL)
     return subprocess.run(COMMAND + list(argv), capture_output=True, text=True, timeout=60, check=False, **kwargs)

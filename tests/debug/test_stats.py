@@ -44,11 +44,6 @@ class Register:
         pass
 
 
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(find_backend(request.param).name)
-
-
 @pytest.fixture
 def ended(backend: str) -> dict[str, float]:
     """The counters of a guest that has come to its end."""

@@ -49,11 +49,6 @@ class Register:
         pass
 
 
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(find_backend(request.param).name)
-
-
 @pytest.fixture
 def loop():
     made = EventLoop()

@@ -12,7 +12,6 @@ import pytest
 
 from pyhyve import Config, Machine
 from tests import kernels
-from tests.conftest import find_backend
 from tests.debug.gdb.client import Client
 
 # Instructions that leave for a port, a device, MSR or CPUID emulation; each begins with a label of its own.
@@ -34,12 +33,6 @@ EXITS = """
 """
 LENGTHS = [2, 2, 4, 1, 5, 5, 5, 2, 5, 2, 5, 4, 1, 0, 0]
 RIP = 16
-
-
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    """The name of each backend that can run here."""
-    return find_backend(request.param).name
 
 
 def free_port():

@@ -10,7 +10,6 @@ import pytest
 
 from pyhyve import Config, Machine
 from tests import kernels
-from tests.conftest import find_backend
 from tests.system.debugger import Debugger
 
 pytestmark = [
@@ -41,12 +40,6 @@ store:
 value: .long 0
 .text
 """.replace("$0x0706050403020100", "$0x03020100")
-
-
-@pytest.fixture(params=["kvm", "soft"])
-def backend(request):
-    """The name of each backend that can run here."""
-    return find_backend(request.param).name
 
 
 @pytest.fixture
