@@ -12,7 +12,8 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -50,6 +51,23 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--kernel", metavar="FILE", help="a Linux bzImage, a vmlinux or a multiboot kernel")
     run.add_argument("--initrd", metavar="FILE", help="an initial RAM disk for it")
     run.add_argument("--append", metavar="TEXT", help=f"the kernel's command line (default: {DEFAULT_CMDLINE})")
+    run.add_argument(
+        "--disk",
+        dest="disks",
+        action="append",
+        default=[],
+        metavar="FILE[,DRIVER][,OPTIONS]",
+        help="a disk image; DRIVER is virtio-blk (the default), ahci-hd or ahci-cd. Without a kernel the guest boots "
+        "from the first disk",
+    )
+    run.add_argument(
+        "--net",
+        dest="networks",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="a network card: user (no root needed), user,hostfwd=tcp::8080-:80, tap0, socket=PATH",
+    )
     run.add_argument("--memory", metavar="SIZE", default=DEFAULT_MEMORY, help="guest memory (default: %(default)s)")
     run.add_argument("--cpus", metavar="N", default="1", help="virtual CPUs (default: %(default)s)")
     run.add_argument("--backend", choices=("auto", "kvm", "soft"), default="auto", help="what runs the CPUs")
@@ -58,16 +76,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(action=command_run)
 
-    image = commands.add_parser("image", help="build a guest image", description="Build a small bootable guest.")
-    image.add_argument("image", choices=IMAGES, help="what to build it from")
-    image.add_argument("--refresh", action="store_true", help="look for newer packages")
-    image.add_argument(
-        "--kernel",
-        metavar="PACKAGE",
-        default="linux-image-cloud-amd64",
-        help="the kernel's package; linux-image-amd64 drives AHCI disks too (default: %(default)s)",
-    )
-    image.set_defaults(action=command_image)
+    image = commands.add_parser("image", help="build a guest image", description="Build a bootable guest.")
+    images = image.add_subparsers(dest="image", metavar="debian|debian-disk", required=True)
+    small = images.add_parser("debian", help="a kernel and a RAM disk with a shell; they stay in the cache")
+    small.set_defaults(action=command_image)
+    disk = images.add_parser("debian-disk", help="a disk with a whole Debian and systemd")
+    disk.add_argument("out", metavar="OUT", type=Path, help="the image; its kernel and RAM disk are put beside it")
+    disk.add_argument("--size", default="2G", help="of the disk (default: %(default)s)")
+    disk.add_argument("--include", action="append", default=[], metavar="PKGS", help="more packages, with commas")
+    disk.set_defaults(action=command_disk)
+    for parts in (small, disk):
+        parts.add_argument("--refresh", action="store_true", help="look for newer packages")
+        parts.add_argument(
+            "--kernel",
+            metavar="cloud|generic|PACKAGE",
+            default="cloud",
+            help="Debian's cloud kernel, or the generic one, which drives AHCI disks too (default: %(default)s)",
+        )
 
     machines = commands.add_parser("list", help="show the named machines", description="Show your named machines.")
     machines.set_defaults(action=command_list)
@@ -123,14 +148,15 @@ def _progress() -> Iterator[Callable[[str, float | None], None]]:
 def run_config(args: argparse.Namespace) -> Config:
     """The machine that ``pyhyve run`` means, but for the image's files. Raises ``UsageError``."""
     words = list(args.words)
-    if args.kernel is None:
-        if args.initrd is not None:
-            raise UsageError("--initrd needs --kernel")
+    image = ""
+    if args.kernel is None and args.initrd is not None:
+        raise UsageError("--initrd needs --kernel")
+    if args.kernel is None and (not args.disks or words[:1] == [IMAGES[0]]):
         image = words.pop(0) if words else IMAGES[0]
         if image not in IMAGES:
-            raise UsageError(f"unknown image '{image}': there is {', '.join(IMAGES)}, or give --kernel FILE")
-    else:
-        image = ""
+            raise UsageError(
+                f"unknown image '{image}': there is {', '.join(IMAGES)}, or give --kernel FILE or --disk FILE"
+            )
     if len(words) > 1:
         raise UsageError(f"one name is enough: '{words[1]}' is too much")
     try:
@@ -154,11 +180,15 @@ def run_config(args: argparse.Namespace) -> Config:
     }
     if image:
         values["image"] = image
-    else:
+    elif args.kernel is not None:
         values["boot.kernel"] = Config.escape(args.kernel)
         if args.initrd is not None:
             values["boot.initrd"] = Config.escape(args.initrd)
     config = Config.of(values)
+    if args.disks or args.networks:
+        from pyhyve.commands.attach import attach
+
+        attach(config, args.disks, args.networks)
     for variable in args.variables:
         config.assign(variable)
     return config
@@ -181,7 +211,13 @@ def command_run(args: argparse.Namespace) -> int:
         config.set("boot.initrd", Config.escape(str(guest.initrd)))
     from pyhyve.runner import run_machine
 
-    return run_machine(config, announce=_announce)
+    with ExitStack() as stack:
+        if "boot.kernel" not in config and "lpc.bootrom" not in config:
+            from pyhyve.commands.attach import booted_from, disk_file
+
+            found = stack.enter_context(booted_from(config, disk_file(args.disks[0]), args.append))
+            _announce(f"booting {found}")
+        return run_machine(config, announce=_announce)
 
 
 def _announce(text: str) -> None:
@@ -195,6 +231,22 @@ def command_image(args: argparse.Namespace) -> int:
     with _progress() as show:
         guest = build_debian(show, refresh=args.refresh, kernel=args.kernel)
     print(f"version {guest.version}\nkernel  {guest.kernel}\ninitrd  {guest.initrd}")
+    return 0
+
+
+def command_disk(args: argparse.Namespace) -> int:
+    """``pyhyve image debian-disk OUT``: build it and say what is there."""
+    from pyhyve.images.debian_disk import build_debian_disk
+
+    try:
+        size = parse_memsize(args.size)
+    except ValueError:
+        raise UsageError(f"invalid size '{args.size}'") from None
+    packages = [name.strip() for text in args.include for name in text.split(",") if name.strip()]
+    with _progress() as show:
+        made = build_debian_disk(args.out, show, size=size, include=packages, kernel=args.kernel, refresh=args.refresh)
+    print(f"version {made.version}\ndisk    {made.disk}\nkernel  {made.kernel}\ninitrd  {made.initrd}")
+    print(f"cmdline {made.cmdline}")
     return 0
 
 

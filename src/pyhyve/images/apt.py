@@ -54,7 +54,7 @@ class PrivateApt:
     def __init__(self, folder: Path) -> None:
         missing = [tool for tool in ("apt-get", "apt-cache", "apt-config", "dpkg-deb") if shutil.which(tool) is None]
         if missing:
-            raise ImageError(f"building the Debian guest needs {missing[0]}, which this host lacks; {PASS_YOUR_OWN}")
+            raise ImageError(f"building a Debian guest needs {missing[0]}, which this host lacks; {PASS_YOUR_OWN}")
         self.folder = folder
         self.downloads = folder / "debs"
         self._config = folder / "apt.conf"
@@ -80,8 +80,22 @@ class PrivateApt:
         match = re.search(r"^Depends: (.*)$", out, re.MULTILINE)
         return [item.split("(")[0].split("|")[0].strip() for item in match[1].split(",")] if match else []
 
-    def download(self, names: Sequence[str], progress: Progress) -> dict[str, Path]:
-        """Fetch the packages; those that are there whole are not fetched again. Returns name to file."""
+    def closure(self, names: Sequence[str]) -> list[Package]:
+        """The packages ``names`` with all they depend on, as apt would install them where nothing is yet.
+
+        A name may be one of apt's patterns, ``?essential``. Raises ``ImageError`` with apt's reason if it cannot be.
+        """
+        command = ["apt-get", "--print-uris", "-qq", "install", *names]
+        done = subprocess.run(command, capture_output=True, text=True, env=self._environment(), check=False)
+        if done.returncode:
+            raise ImageError(f"apt cannot do it: {_first_error(done.stderr)}")
+        return _packages(done.stdout)
+
+    def download(self, names: Sequence[str], progress: Progress, what: str = "") -> dict[str, Path]:
+        """Fetch the packages; those that are there whole are not fetched again. Returns name to file.
+
+        ``what`` is what they are called in messages, if there are too many to name each.
+        """
         packages = self._uris(names)
         wanted = [package for package in packages if not self._complete(package)]
         for package in wanted:
@@ -91,8 +105,9 @@ class PrivateApt:
                 path.unlink()
         if wanted:
             size = sum(package.size for package in wanted) / 1e6
-            what = f"{', '.join(package.name for package in wanted)} ({size:.0f} MB)"
-            self._run(["apt-get", "download", *(package.name for package in wanted)], progress, what)
+            label = what or ", ".join(package.name for package in wanted)
+            names = [package.name for package in wanted]
+            self._run(["apt-get", "download", *names], progress, f"{label} ({size:.0f} MB)")
         for package in packages:
             if not self._complete(package):
                 raise ImageError(f"apt did not deliver {package.file} whole; run this again to go on with it")
@@ -106,10 +121,7 @@ class PrivateApt:
 
     def _uris(self, names: Sequence[str]) -> list[Package]:
         out = self._output(["apt-get", "--print-uris", "download", *names])
-        found = [
-            Package(match["file"].split("_")[0], match["file"], int(match["size"]), match["sha256"] or "")
-            for match in _URI_LINE.finditer(out)
-        ]
+        found = _packages(out)
         missing = sorted(set(names) - {package.name for package in found})
         if missing:
             raise ImageError(f"apt knows no package {missing[0]} from this host's sources; {PASS_YOUR_OWN}")
@@ -203,6 +215,14 @@ class PrivateApt:
             if code and not may_fail:
                 errors.seek(0)
                 raise ImageError(f"apt could not fetch {what}: {_first_error(errors.read())}")
+
+
+def _packages(uris: str) -> list[Package]:
+    """What apt's ``--print-uris`` lists."""
+    return [
+        Package(match["file"].split("_")[0], match["file"], int(match["size"]), match["sha256"] or "")
+        for match in _URI_LINE.finditer(uris)
+    ]
 
 
 def _c_locale() -> dict[str, str]:

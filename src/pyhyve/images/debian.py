@@ -8,25 +8,24 @@ into an image (``initramfs``) changes or a refresh is asked for. A build that wa
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyhyve.images import initramfs
 from pyhyve.images.apt import PASS_YOUR_OWN, PrivateApt, Progress
+from pyhyve.images.cache import default_cache_dir, locked, write_json
 from pyhyve.images.error import ImageError
 from pyhyve.images.modules import ModuleTree
 
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
+KERNELS = {"cloud": KERNEL_META_PACKAGE, "generic": "linux-image-amd64"}
+"""Short names of meta packages."""
 BUSYBOX_PACKAGE = "busybox-static"
 
 
@@ -39,14 +38,6 @@ class GuestImage:
     version: str
 
 
-def default_cache_dir() -> Path:
-    """The per-user cache, by the XDG base directory specification."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # the specification says to ignore a relative path
-    root = Path(base) if base.startswith("/") else Path.home() / ".cache"
-    return root / "pyhyve"
-
-
 def build_debian(
     progress: Progress | None = None,
     cache_dir: Path | None = None,
@@ -57,9 +48,10 @@ def build_debian(
     """The Debian guest, built if it is not in the cache yet.
 
     ``progress`` hears of each step. ``refresh`` looks for a newer kernel. ``kernel`` is the meta package to take it
-    from: the cloud kernel's has no AHCI driver, that of ``linux-image-amd64`` has. Raises ``ImageError``.
+    from, or a key of ``KERNELS``: the cloud kernel has no AHCI driver, the generic one has. Raises ``ImageError``.
     """
     report: Progress = progress or (lambda message, fraction: None)
+    kernel = KERNELS.get(kernel, kernel)
     if not re.fullmatch(r"linux-image-[a-z0-9.+-]+", kernel):
         raise ImageError(f"'{kernel}' is no package of a kernel; it is linux-image-amd64 or the like")
     name = "debian" if kernel == KERNEL_META_PACKAGE else f"debian-{kernel.removeprefix('linux-image-')}"
@@ -69,7 +61,7 @@ def build_debian(
         built = None if refresh else _built(folder, kernel)
         if built is not None:
             return built
-        with _locked(folder, report):
+        with locked(folder, report):
             # another process may have built it while this one waited
             built = None if refresh else _built(folder, kernel)
             return built or _build(folder, report, refresh, kernel)
@@ -80,13 +72,13 @@ def build_debian(
 def _build(folder: Path, progress: Progress, refresh: bool, meta: str) -> GuestImage:
     apt = PrivateApt(folder / "apt")
     apt.update(progress, force=refresh)
-    kernel_package = _kernel_package(apt, meta)
+    kernel_package = kernel_of(apt, meta)
     try:
         files = apt.download([kernel_package, BUSYBOX_PACKAGE], progress)
     except ImageError:
         # the lists may be older than the archive: a package that was replaced is gone from it
         apt.update(progress, force=True)
-        kernel_package = _kernel_package(apt, meta)
+        kernel_package = kernel_of(apt, meta)
         files = apt.download([kernel_package, BUSYBOX_PACKAGE], progress)
     with tempfile.TemporaryDirectory(dir=folder, prefix="unpack-") as scratch:
         tree = Path(scratch)
@@ -98,7 +90,8 @@ def _build(folder: Path, progress: Progress, refresh: bool, meta: str) -> GuestI
     return image
 
 
-def _kernel_package(apt: PrivateApt, meta: str) -> str:
+def kernel_of(apt: PrivateApt, meta: str) -> str:
+    """The package that holds the kernel of a meta package. Raises ``ImageError``."""
     names = [name for name in apt.depends(meta) if name.startswith("linux-image-")]
     if not names:
         raise ImageError(f"apt knows no package {meta} from this host's sources; {PASS_YOUR_OWN}")
@@ -129,13 +122,13 @@ def _assemble(folder: Path, tree: Path, progress: Progress, meta: str) -> GuestI
         recipe = _recipe(meta)
         name = f"{version}-{recipe}"
         sizes = {file: (staging / file).stat().st_size for file in ("vmlinuz", "initrd")}
-        _write_atomically(staging / "image.json", {"version": version, "recipe": recipe, "sizes": sizes})
+        write_json(staging / "image.json", {"version": version, "recipe": recipe, "sizes": sizes})
         staging.chmod(0o755)
         final = folder / name
         if final.exists():
             shutil.rmtree(final)
         staging.rename(final)
-        _write_atomically(folder / "current.json", {"image": name})
+        write_json(folder / "current.json", {"image": name})
         for old in folder.glob("*/image.json"):
             if old.parent != final:
                 shutil.rmtree(old.parent, ignore_errors=True)
@@ -171,23 +164,3 @@ def _one(tree: Path, *patterns: str) -> Path:
         if found:
             return found[-1]
     raise ImageError(f"Debian's packages hold no {patterns[0]}; {PASS_YOUR_OWN}")
-
-
-def _write_atomically(path: Path, value: object) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
-
-
-@contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """Let one process build at a time; the lock ends with the process that holds it. Clears what a killed one left."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another build of the guest", None)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for left_over in (*folder.glob("unpack-*"), *folder.glob("image-*")):
-            shutil.rmtree(left_over, ignore_errors=True)
-        yield

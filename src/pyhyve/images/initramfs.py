@@ -12,7 +12,7 @@ It is written uncompressed: unpacking is then a copy, which under emulation is f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 from pyhyve.images.cpio import CpioWriter
@@ -129,12 +129,17 @@ FILES = {
 
 
 def write_initramfs(
-    out: BinaryIO, busybox: bytes, applets: Iterable[str], version: str, modules: Iterable[Module]
+    out: BinaryIO,
+    busybox: bytes,
+    applets: Iterable[str],
+    version: str,
+    modules: Iterable[Module],
+    files: Mapping[str, tuple[str, int]] = FILES,
 ) -> None:
     """Write the archive to ``out``.
 
     ``applets`` are the commands that busybox answers to, ``version`` is the kernel's (``uname -r``), ``modules`` those
-    to put in, dependencies first.
+    to put in, dependencies first, ``files`` the scripts and settings with their modes, ``init`` among them.
     """
     cpio = CpioWriter(out)
     for path in ("bin", "dev", "etc", "proc", "sys", "run", "mnt", "lib", "var"):
@@ -148,7 +153,7 @@ def write_initramfs(
     cpio.symlink("etc/mtab", "/proc/self/mounts")
     cpio.char_device("dev/console", 5, 1)
     cpio.char_device("dev/null", 1, 3, 0o666)
-    for path, (text, mode) in FILES.items():
+    for path, (text, mode) in files.items():
         cpio.file(path, text.encode(), mode)
     cpio.file("bin/busybox", busybox, 0o755)
     for applet in applets:

@@ -36,7 +36,7 @@ def modinfo(data: bytes) -> list[tuple[str, str]]:
     """The ``key=value`` pairs of a module's ``.modinfo`` section. Raises ``ImageError`` if it is no module."""
     try:
         return _modinfo(data)
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, IndexError, ValueError, OverflowError):
         raise ImageError("damaged kernel module") from None
 
 
