@@ -104,13 +104,17 @@ def phases(spawned: float, report: Mapping[str, float]) -> dict[str, float]:
 
 def split_boot(context: Context) -> Iterator[Result]:
     """One boot in a process that tells where its time went."""
-    image = context.image
+    yield from split(context.image.kernel, context.image.initrd, MEMORY_MB, PROMPT, {})
+
+
+def split(kernel: Path, initrd: Path, memory_mb: int, until: bytes, more: Mapping[str, str]) -> Iterator[Result]:
+    """The phases of one boot up to what the guest says then; ``more`` are variables of the machine."""
     (asked, ask), (answer, told) = os.pipe(), os.pipe()
-    argv = [sys.executable, "-m", "benchmarks.probe", "boot"]
-    argv += [str(image.kernel), str(image.initrd), str(MEMORY_MB), str(asked), str(told)]
+    argv = [sys.executable, "-m", "benchmarks.probe", "boot", str(kernel), str(initrd), str(memory_mb)]
+    argv += [str(asked), str(told), *(f"{name}={value}" for name, value in more.items())]
     try:
         with Console(argv, (asked, told)) as console:
-            console.expect(PROMPT)
+            console.expect(until)
             os.write(ask, b"?")
             report: dict[str, float] = json.loads(os.read(answer, 1 << 16))
             spawned = console.spawned

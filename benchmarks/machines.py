@@ -13,7 +13,7 @@ from benchmarks.measure import BenchmarkError
 from pyhyve.images import GuestImage, ImageError, build_debian
 
 MEMORY_MB = 512
-_OPTIONS = f"-A -m {MEMORY_MB}M -H -s 0,hostbridge -s 31,lpc -l com1,stdio -o vmm.backend=soft".split()
+_OPTIONS = "-A -H -s 0,hostbridge -s 31,lpc -l com1,stdio -o vmm.backend=soft".split()
 
 
 def command(name: str) -> list[str]:
@@ -22,17 +22,24 @@ def command(name: str) -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", f"pyhyve.commands.{name}"]
 
 
-def ours(kernel: Path, initrd: Path | None = None, *, cpus: int = 1) -> list[str]:
+def ours(
+    kernel: Path,
+    initrd: Path | None = None,
+    *,
+    cpus: int = 1,
+    memory_mb: int = MEMORY_MB,
+    cmdline: str = "console=ttyS0",
+) -> list[str]:
     """A machine of ours; its name is ``bench``, with more than one vCPU ``benchN``."""
-    argv = [*command("bhyve"), "-c", str(cpus), *_OPTIONS]
-    argv += ["-o", f"boot.kernel={kernel}", "-o", "boot.cmdline=console=ttyS0"]
+    argv = [*command("bhyve"), "-c", str(cpus), "-m", f"{memory_mb}M", *_OPTIONS]
+    argv += ["-o", f"boot.kernel={kernel}", "-o", f"boot.cmdline={cmdline}"]
     return [*argv, *(["-o", f"boot.initrd={initrd}"] if initrd else []), "bench" if cpus == 1 else f"bench{cpus}"]
 
 
-def qemu_options(qemu: str, cpus: int = 1) -> list[str]:
+def qemu_options(qemu: str, cpus: int = 1, memory_mb: int = MEMORY_MB) -> list[str]:
     """QEMU's machine, but for what it boots."""
     accel = "tcg,thread=multi" if cpus > 1 else "tcg"
-    return [qemu, *f"-accel {accel} -cpu max -smp {cpus} -m {MEMORY_MB}M -nographic -no-reboot".split()]
+    return [qemu, *f"-accel {accel} -cpu max -smp {cpus} -m {memory_mb}M -nographic -no-reboot".split()]
 
 
 def qemu_linux(qemu: str, image: GuestImage, *, cpus: int = 1) -> list[str]:

@@ -1,8 +1,8 @@
 """A machine of ours in a process of its own, built by the public interface, that tells about itself.
 
-``python -m benchmarks.probe boot KERNEL INITRD MEMORY_MB ASK_FD TELL_FD`` boots a Linux on standard input and output;
-when a byte comes on ASK_FD, it writes what it knows to TELL_FD as JSON: the machine's counters, when it started, and
-the CPU time of the vCPU's thread, in seconds.
+``python -m benchmarks.probe boot KERNEL INITRD MEMORY_MB ASK_FD TELL_FD [NAME=VALUE...]`` boots a Linux on standard
+input and output, in a machine with these variables; when a byte comes on ASK_FD, it writes what it knows to TELL_FD as
+JSON: the machine's counters, when it started, and the CPU time of the vCPU's thread, in seconds.
 
 ``python -m benchmarks.probe exits KERNEL COUNT`` runs a tiny guest of ``exits`` next to a plain device and prints the
 nanoseconds an exit.
@@ -64,9 +64,10 @@ def configure(kernel: str, memory_mb: str, **more: str) -> Config:
     return Config.of({**values, **more})
 
 
-def probe_boot(kernel: str, initrd: str, memory_mb: str, ask: str, tell: str) -> None:
+def probe_boot(kernel: str, initrd: str, memory_mb: str, ask: str, tell: str, *variables: str) -> None:
     """Boot, and answer once."""
     more = {"boot.initrd": initrd, "boot.cmdline": "console=ttyS0", "lpc.com1.path": "stdio"}
+    more.update((name, value) for name, _, value in (text.partition("=") for text in variables))
     with Machine(configure(kernel, memory_mb, **more)) as machine:
 
         def answer() -> None:

@@ -48,6 +48,29 @@ def test_with_a_kernel_the_word_is_the_name():
     assert config.get("boot.cmdline") == "a=%(b) \\c"
 
 
+def test_disks_and_networks_are_devices_in_slots():
+    config = config_of("--disk", "a.img", "--disk", "b.iso,ahci-cd", "--disk", "c.img,ro,ser=X", "--net", "user", "vm7")
+    assert config.get("name") == "vm7"
+    assert [config.get(f"pci.0.{slot}.0.device") for slot in range(2, 7)] == [
+        "virtio-blk",
+        "ahci-cd",
+        "virtio-blk",
+        "virtio-net",
+        None,
+    ]
+    assert config.get("pci.0.2.0.path") == "a.img"
+    assert config.get("pci.0.3.0.port.0.path") == "b.iso"
+    assert config.get("pci.0.4.0.ser") == "X"
+    assert config.get("pci.0.5.0.backend") == "user"
+
+
+def test_a_guest_boots_from_its_disk_unless_told_otherwise():
+    assert config_of("--disk", "a.img").get("image") is None
+    assert config_of("--disk", "a.img").get("name") == "guest"
+    assert config_of("debian", "--disk", "a.img").get("image") == "debian"
+    assert config_of("--disk", "a.img", "--kernel", "/k").get("boot.kernel") == "/k"
+
+
 def test_the_machine_is_a_whole_one():
     config = config_of("--memory", "1G", "--cpus", "2", "--backend", "soft", "-o", "x86.strictio=true")
     assert config.get("memory.size") == "1G"
@@ -66,6 +89,9 @@ def test_the_machine_is_a_whole_one():
         (["debian", "a", "b"], "'b' is too much"),
         (["--kernel", "/k", "a", "b"], "'b' is too much"),
         (["--initrd", "/i"], "--initrd needs --kernel"),
+        (["--disk", "a", "--initrd", "/i"], "--initrd needs --kernel"),
+        (["--disk", ",ro"], "invalid disk ',ro': it must be FILE"),
+        (["--disk", "a"] * 30, "30 disks and networks are more than there are slots"),
         (["--memory", "lots"], "invalid memsize 'lots'"),
         (["--cpus", "0"], "invalid number of CPUs '0'"),
     ],
@@ -80,7 +106,18 @@ def test_a_variable_without_a_value_is_refused():
         config_of("-o", "nonsense")
 
 
-@pytest.mark.parametrize("argv", [[], ["fly"], ["run", "--wings"], ["run", "--backend", "xen"], ["image", "plan9"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["fly"],
+        ["run", "--wings"],
+        ["run", "--backend", "xen"],
+        ["image"],
+        ["image", "plan9"],
+        ["image", "debian-disk"],
+    ],
+)
 def test_a_wrong_command_line_is_status_64(argv):
     done = pyhyve_command(*argv)
     assert done.returncode == 64
@@ -126,6 +163,10 @@ def test_on_a_terminal_run_says_how_to_leave(backend):
     ("argv", "line"),
     [
         (["--kernel", "/nowhere"], "pyhyve: cannot read kernel /nowhere"),
+        (["--disk", "/nowhere"], "pyhyve: cannot open disk /nowhere: No such file"),
+        (["--disk", "/dev/null"], "pyhyve: disk /dev/null is neither a file nor a block device"),
+        (["--disk", sys.executable], "has nothing to boot"),
+        (["--kernel", "/nowhere", "--disk", "/nowhere,spinning=1"], "virtio-blk"),
         (["--kernel", "/nowhere", "--cpus", "99"], "99 vCPUs requested but only"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import pytest
 
 from pyhyve.images import ImageError, build_debian, default_cache_dir, initramfs
 from pyhyve.images import debian as debian_module
+from tests.images import make_believe_apt
 from tests.images.kernelmodule import module
+from tests.images.make_believe_apt import log, make_package
 from tests.images.test_cpio import read
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
@@ -18,56 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-d
 VERSION = "6.1.0-9-cloud-amd64"
 KERNEL = f"linux-image-{VERSION}"
 
-APT_GET = """#!/bin/sh
-echo "$*" >> "$REPOSITORY/log"
-state=$(dirname "$APT_CONFIG")
-case "$1" in
-update)
-    [ -e "$REPOSITORY/offline" ] && exit 100
-    touch "$state/lists/debian_Packages"
-    ;;
---print-uris)
-    shift 2
-    for name; do
-        for file in "$REPOSITORY/$name"_*.deb; do
-            [ -e "$file" ] || continue
-            sum=$(sha256sum "$file" | cut -d' ' -f1)
-            echo "'http://x/$name' $(basename "$file") $(stat -c %s "$file") SHA256:$sum"
-        done
-    done
-    ;;
-download)
-    if [ -e "$REPOSITORY/broken" ]; then echo "E: Failed to fetch it" >&2; exit 100; fi
-    cp "$REPOSITORY"/*_*.deb .
-    ;;
-esac
-"""
-APT_CACHE = f"""#!/bin/sh
-[ -e "$REPOSITORY/unknown" ] && exit 100
-echo "Package: linux-image-cloud-amd64"
-echo "Depends: {KERNEL} (= 6.1-1), other"
-"""
-APT_CONFIG = """#!/bin/sh
-echo 'Acquire::http::Proxy "http://proxy.example/";'
-echo 'Acquire::IndexTargets::deb "x";'
-"""
 BUSYBOX = "#!/bin/sh\n[ \"$1\" = --list ] && printf 'ash\\nls\\nbusybox\\n'\n"
-
-
-def make_package(folder, name, files):
-    root = folder / f"tree-{name}"
-    for path, data in {"DEBIAN/control": control(name), **files}.items():
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data if isinstance(data, bytes) else data.encode())
-        target.chmod(0o755)
-    output = folder / f"{name}_1%3a2.0_amd64.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", root, output], check=True, capture_output=True)
-    shutil.rmtree(root)
-
-
-def control(name):
-    return f"Package: {name}\nVersion: 1:2.0\nArchitecture: amd64\nMaintainer: nobody\nDescription: test\n"
 
 
 @pytest.fixture
@@ -77,9 +29,7 @@ def repository(tmp_path, monkeypatch):
     tools = tmp_path / "tools"
     folder.mkdir()
     tools.mkdir()
-    for name, text in {"apt-get": APT_GET, "apt-cache": APT_CACHE, "apt-config": APT_CONFIG}.items():
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
+    make_believe_apt.install(tools, KERNEL)
     make_package(
         folder,
         KERNEL,
@@ -94,11 +44,6 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("REPOSITORY", str(folder))
     return folder
-
-
-def log(repository):
-    path = repository / "log"
-    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_image_has_the_kernel_of_the_package_and_an_initramfs(repository, tmp_path):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pyhyve.images import initramfs
+from pyhyve.images import initramfs, root_files
 from pyhyve.images.modules import Module
 from tests.images.test_cpio import read
 
@@ -46,10 +46,17 @@ def test_modules_lie_where_modprobe_looks(content):
     assert content[f"{root}/modules.alias"][1] == b"alias virtio:d2 virtio_blk\n"
 
 
-@pytest.mark.parametrize("path", [path for path, (text, _) in initramfs.FILES.items() if text.startswith("#!/bin/sh")])
-def test_scripts_are_valid_shell(path):
+SCRIPTS = [
+    (path, text, mode)
+    for files in (initramfs.FILES, root_files.INITRAMFS_FILES)
+    for path, (text, mode) in files.items()
+    if text.startswith("#!/bin/sh")
+]
+
+
+@pytest.mark.parametrize(("path", "text", "mode"), SCRIPTS, ids=[path for path, _, _ in SCRIPTS])
+def test_scripts_are_valid_shell(path, text, mode):
     shell = shutil.which("dash") or shutil.which("sh")
-    text, mode = initramfs.FILES[path]
     assert mode == 0o755
     done = subprocess.run([shell, "-n"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

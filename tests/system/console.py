@@ -61,6 +61,14 @@ class Guest:
         # late messages of the kernel would stand between a command's lines
         self.run("dmesg -n 1")
 
+    def log_in(self) -> None:
+        """Wait for a login, and become root, who has no password."""
+        self.expect("running in system mode")  # so that each half of a long boot has its time
+        self.expect("debian login: ")
+        self.send("root\n")
+        self.reach_prompt()
+        self.run("export TERM=dumb SYSTEMD_PAGER=")  # no colours, no pages
+
     def expect(self, text: str) -> str:
         """Read up to and including ``text``; what came before it."""
         try:

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -81,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     small = images.add_parser("debian", help="a kernel and a RAM disk with a shell; they stay in the cache")
     small.set_defaults(action=command_image)
     disk = images.add_parser("debian-disk", help="a disk with a whole Debian and systemd")
-    disk.add_argument("out", metavar="OUT", type=Path, help="the image; its kernel and RAM disk are put beside it")
+    disk.add_argument("out", metavar="OUT", help="the image; its kernel and RAM disk are put beside it")
     disk.add_argument("--size", default="2G", help="of the disk (default: %(default)s)")
     disk.add_argument("--include", action="append", default=[], metavar="PKGS", help="more packages, with commas")
     disk.set_defaults(action=command_disk)
@@ -236,6 +235,8 @@ def command_image(args: argparse.Namespace) -> int:
 
 def command_disk(args: argparse.Namespace) -> int:
     """``pyhyve image debian-disk OUT``: build it and say what is there."""
+    from pathlib import Path
+
     from pyhyve.images.debian_disk import build_debian_disk
 
     try:
@@ -244,7 +245,9 @@ def command_disk(args: argparse.Namespace) -> int:
         raise UsageError(f"invalid size '{args.size}'") from None
     packages = [name.strip() for text in args.include for name in text.split(",") if name.strip()]
     with _progress() as show:
-        made = build_debian_disk(args.out, show, size=size, include=packages, kernel=args.kernel, refresh=args.refresh)
+        made = build_debian_disk(
+            Path(args.out), show, size=size, include=packages, kernel=args.kernel, refresh=args.refresh
+        )
     print(f"version {made.version}\ndisk    {made.disk}\nkernel  {made.kernel}\ninitrd  {made.initrd}")
     print(f"cmdline {made.cmdline}")
     return 0

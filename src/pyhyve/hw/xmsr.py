@@ -44,6 +44,7 @@ _INTEL = (
     Constant(0xD04, "MSR_UNCORE_D04", None, writes=True),
 )
 _AMD = (
+    Constant(0x00, "MCA_ADDR_LS"),  # Linux's power meter looks for a counter it does not have here
     Constant(0x8B, "PATCH_LEVEL"),
     *(Constant(0xC0010000 + n, f"PERF_CTL{n}", writes=True) for n in range(4)),
     *(Constant(0xC0010004 + n, f"PERF_CTR{n}", writes=True) for n in range(4)),
@@ -56,6 +57,9 @@ _AMD = (
     Constant(0xC0010112, "SMM_ADDR"),
     Constant(0xC0010113, "SMM_MASK"),
     Constant(0xC0010114, "VM_CR", _VM_CR_SVMDIS),
+    Constant(0xC0010299, "RAPL_PWR_UNIT", 0x000A1003),  # as Intel's
+    Constant(0xC001029A, "CORE_ENERGY_STAT"),
+    Constant(0xC001029B, "PKG_ENERGY_STAT"),
     Constant(0xC0011020, "LS_CFG", writes=True),
     Constant(0xC0011021, "IC_CFG", writes=True),
     Constant(0xC0011029, "DE_CFG", 1),  # the switch against erratum 721 is on already

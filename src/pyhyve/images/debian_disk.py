@@ -93,7 +93,7 @@ def _build(
     size: int,
     recipe: str,
 ) -> None:
-    bootstrap.check_tools("mke2fs")
+    bootstrap.check_tools("mke2fs", "debugfs")
     apt = PrivateApt(folder / "apt")
     apt.update(progress, force=refresh)
     try:
@@ -119,10 +119,11 @@ def _build(
         tree = scratch / "tree"
         tree.mkdir()
         ext4.unpack(archive, tree)
+        attributes = ext4.attributes(archive)
         archive.unlink()
         staging = Path(tempfile.mkdtemp(dir=folder, prefix="image-"))
         try:
-            _assemble(scratch, tree, staging, progress, size, recipe)
+            _assemble(scratch, tree, attributes, staging, progress, size, recipe)
             if final.exists():
                 shutil.rmtree(final)
             staging.rename(final)
@@ -139,7 +140,15 @@ def _fetch(apt: PrivateApt, meta: str, extra: Sequence[str], progress: Progress)
     return names, apt.download([p.name for p in packages], progress, f"{len(packages)} packages")
 
 
-def _assemble(scratch: Path, tree: Path, staging: Path, progress: Progress, size: int, recipe: str) -> None:
+def _assemble(
+    scratch: Path,
+    tree: Path,
+    attributes: Sequence[ext4.Attribute],
+    staging: Path,
+    progress: Progress,
+    size: int,
+    recipe: str,
+) -> None:
     kernels = sorted((tree / "boot").glob("vmlinuz-*"))
     if not kernels:
         raise ImageError("the kernel's package brought no /boot/vmlinuz")
@@ -156,7 +165,7 @@ def _assemble(scratch: Path, tree: Path, staging: Path, progress: Progress, size
     _write_additions(additions, identity, version, (staging / "initrd").read_bytes())
     ext4.unpack(additions, tree)
     progress(f"making the file system ({size >> 20} MB)", None)
-    ext4.make(tree, staging / "disk.img", size, identity)
+    ext4.make(tree, staging / "disk.img", size, identity, attributes)
     sizes = {file: (staging / file).stat().st_size for file in ("disk.img", "vmlinuz", "initrd")}
     facts = {"version": version, "cmdline": root_files.command_line(identity), "recipe": recipe, "sizes": sizes}
     write_json(staging / "image.json", facts)
@@ -174,6 +183,7 @@ def _write_additions(out: Path, identity: str, version: str, initrd: bytes) -> N
         for path, target in root_files.links(version).items():
             entry = tarfile.TarInfo(f"./{path}")
             entry.type = tarfile.SYMTYPE
+            entry.mode = 0o777
             entry.linkname = target
             tar.addfile(entry)
 
