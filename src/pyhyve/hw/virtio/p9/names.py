@@ -65,6 +65,8 @@ class Names(SessionBase):
     def readlink(self, number: int) -> bytes:
         """Where a symbolic link points."""
         with self.fids.using(number) as fid:
+            if fid.node.type != stat.S_IFLNK:
+                raise OSError(errno.EINVAL, "not a symbolic link")
             return wire.encode("s", os.readlink(b"", dir_fd=fid.node.fd))
 
     def renameat(self, old: int, old_name: bytes, new: int, new_name: bytes) -> bytes:
