@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyhyve.hw.virtio.p9.device import Virtio9p
+from pyhyve.hw.virtio.queue import Chain
 from tests.hw.virtio.driver import KINDS, Driver, Kind, Rig
 
 LERROR = 7
@@ -77,6 +79,14 @@ class Client:
         self.rig = Rig("virtio-9p", {"sharename": "share", "path": str(folder), **options})
         assert isinstance(self.rig.device, Virtio9p)
         self.device = self.rig.device
+        self.done = threading.Event()
+        complete = self.device.complete
+
+        def completed(chain: Chain, written: int) -> None:
+            complete(chain, written)
+            self.done.set()
+
+        self.device.complete = completed  # type: ignore[method-assign]
         self.driver = Driver(self.rig, kind, 1)
         self.ring = self.driver.queues[0]
         self.tag = 0
@@ -119,7 +129,10 @@ class Client:
             used.update((each.ident, each.written) for each in self.ring.take())
             return ident in used
 
-        self.rig.loop.serve_until(taken)
+        self.rig.loop.serve()
+        while not taken():
+            assert self.done.wait(20)
+            self.done.clear()
         return self.rig.memory.read(answer, used[ident])
 
     def message(self, kind: int, body: bytes) -> bytes:

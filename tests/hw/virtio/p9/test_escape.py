@@ -159,7 +159,7 @@ def test_a_link_that_is_swapped_in_during_the_walk_leads_nowhere(client: Client,
 
     outcomes = set()
     with swapping(swap):
-        for _ in range(400):
+        for _ in range(300):
             try:
                 fid = client.open("a", "file", flags=os.O_RDWR)
             except Refused as error:
@@ -192,7 +192,7 @@ def test_a_link_or_fifo_that_is_swapped_in_during_a_create_is_not_opened(client:
 
     opened = 0
     with swapping(swap):
-        for _ in range(400):
+        for _ in range(300):
             try:
                 fid = client.create("new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             except Refused as error:
