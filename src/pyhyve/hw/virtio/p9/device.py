@@ -26,9 +26,7 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.registry import device
 from pyhyve.hw.virtio.device import VirtioDevice
 from pyhyve.hw.virtio.p9 import wire
-from pyhyve.hw.virtio.p9.files import Share
-from pyhyve.hw.virtio.p9.server import LARGEST_MESSAGE, Server
-from pyhyve.hw.virtio.p9.wire import Kind, Request
+from pyhyve.hw.virtio.p9.wire import LARGEST_MESSAGE, Kind, Request
 from pyhyve.hw.virtio.queue import Chain, Queue
 from pyhyve.lifecycle import State, saved_dict
 
@@ -57,6 +55,10 @@ class Virtio9p(VirtioDevice):
         tag = os.fsencode(name)
         if len(tag) > LONGEST_TAG:
             raise DeviceError(f"virtio-9p: a name of {len(tag)} bytes: it has up to {LONGEST_TAG}")
+        # here, as machines without a shared folder have no use for it
+        from pyhyve.hw.virtio.p9.files import Share
+        from pyhyve.hw.virtio.p9.server import Server
+
         self.server = Server(Share(path, read_only=is_set(options, "ro")))
         self._running: dict[int, int] = {}
         """How many requests with a tag are being done."""

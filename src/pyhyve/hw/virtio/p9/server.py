@@ -19,11 +19,8 @@ from pyhyve.hw.virtio.p9.attributes import Attributes
 from pyhyve.hw.virtio.p9.content import Content
 from pyhyve.hw.virtio.p9.files import Share
 from pyhyve.hw.virtio.p9.names import Names
-from pyhyve.hw.virtio.p9.wire import Kind, ProtocolError, Request
+from pyhyve.hw.virtio.p9.wire import LARGEST_MESSAGE, SMALLEST_MESSAGE, Kind, ProtocolError, Request
 from pyhyve.lifecycle import State, check_version, saved_dict, saved_int
-
-LARGEST_MESSAGE = 512 << 10
-SMALLEST_MESSAGE = 4096
 
 Buffers = Sequence[memoryview]
 

@@ -25,6 +25,10 @@ WRITE_HEADER = HEADER.size + 16
 """What stands before the data of a write."""
 ERROR_SIZE = HEADER.size + 4
 
+LARGEST_MESSAGE = 512 << 10
+SMALLEST_MESSAGE = 4096
+"""The sizes of messages that can be agreed on."""
+
 VERSION = b"9P2000.L"
 NO_FID = 0xFFFFFFFF
 MAX_WALK = 16
