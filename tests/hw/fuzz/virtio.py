@@ -219,7 +219,7 @@ class VirtioFuzzer:
         queues = range(min(4, len(rig.device.queues)))
         for queue in queues:
             rig.memory.write(0x100000 + 0x40000 * queue, bytes(0x10000))
-        driver = Driver(rig, rng.choice(KINDS), rig.device.features & 0xFFFFFF, queues=queues)
+        driver = Driver(rig, rng.choice(KINDS), rig.device.features & (0xFFFFFF | 1 << 40), queues=queues)
         assert not rig.device.status & 64
         return driver
 
