@@ -26,7 +26,7 @@ def block(pick: random.Random, queue: int) -> bytes:
 
 def net(pick: random.Random, queue: int) -> bytes:
     """A packet with a header, or a control command."""
-    if queue == 2 or pick.random() < 0.2:
+    if queue in (2, 4) or pick.random() < 0.2:
         return bytes((pick.randrange(7), pick.randrange(3))) + pick.choice((
             pick.randbytes(pick.randrange(20)),
             struct.pack("<I", pick.choice((0, 1, pick.getrandbits(32)))) + pick.randbytes(12) + bytes(4),
@@ -48,40 +48,71 @@ def console(pick: random.Random, queue: int) -> bytes:
 
 
 def share(pick: random.Random, queue: int) -> bytes:
-    """A 9P message, its fields of the right kind."""
+    """A 9P message, its fields of the right kind, mostly on fids and names that there are."""
     kind, form = pick.choice(_MESSAGES)
-    names = (b"file", b"folder", b"link", b"pipe", b"new", b"..", b".", b"", b"a/b", b"x" * 300, pick.randbytes(4))
     values: list[object] = []
     for letter in form:
         if letter == "s":
-            values.append(pick.choice(names))
+            values.append(_name(pick))
+        elif letter == "f":
+            values.append(pick.randrange(FIDS) if pick.random() < 0.95 else pick.getrandbits(32))
         elif letter == "d":
-            values.append(pick.choice((0, 1, 2, 3, 4, 0o644, 0o100666, 4096, pick.getrandbits(32))))
+            values.append(pick.choice((0, 1, 2, 0o100, 0x200, 0o644, 0o100666, 4096, pick.getrandbits(32))))
         else:
             bits = {"b": 8, "h": 16, "q": 64}[letter]
             values.append(pick.choice((0, 1, 2, 100, pick.getrandbits(bits))) & (1 << bits) - 1)
-    body = p9.pack(form, *values)
+    body = p9.pack(form.replace("f", "d"), *values)
     if kind == p9.VERSION:
-        body = p9.pack("ds", pick.choice((8192, 1 << 20, 5)), pick.choice((b"9P2000.L", b"9P2000.L", b"9P2000")))
+        body = p9.pack("ds", pick.choice((8192, 1 << 20, 5)), pick.choice((b"9P2000.L", b"9P2000")))
     elif kind == p9.ATTACH:
-        body = p9.pack("ddssd", pick.randrange(3), p9.NO_FID, b"", b"", 0)
+        body = p9.pack("ddssd", pick.randrange(FIDS), p9.NO_FID, b"", b"", 0)
     elif kind == p9.WALK:
-        walked = [pick.choice(names) for _ in range(pick.randrange(4))]
-        body = struct.pack("<IIH", pick.randrange(4), pick.randrange(6), len(walked))
-        body += b"".join(p9.pack("s", name) for name in walked)
+        body = _walk(pick, pick.randrange(FIDS), pick.randrange(FIDS))
     elif kind == p9.WRITE:
-        body += pick.randbytes(pick.choice((0, 5, 100, 4096)))
-    size = 7 + len(body) if pick.random() < 0.95 else pick.getrandbits(32)
+        data = pick.randbytes(pick.choice((0, 5, 100, 4096)))
+        length = len(data) if pick.random() < 0.9 else pick.getrandbits(32)
+        body = p9.pack("dqd", pick.randrange(FIDS), pick.choice((0, 1, 5, pick.getrandbits(64))), length) + data
+    elif kind in (p9.XATTRCREATE, p9.XATTRWALK):
+        name = pick.choice((b"user.a", b"user.b", b"", b"security.capability", _name(pick)))
+        fids = p9.pack("dd", pick.randrange(FIDS), pick.randrange(FIDS))
+        body = fids + p9.pack("s", name) if kind == p9.XATTRWALK else fids[:4] + p9.pack(
+            "sqd", name, pick.choice((0, 5, 100, 1 << 20)), pick.randrange(4)
+        )  # fmt: skip
+    return _message(pick, kind, body)
+
+
+def _name(pick: random.Random) -> bytes:
+    real = (b"file", b"folder", b"link", b"pipe", b"new", b"moved")
+    return pick.choice(real if pick.random() < 0.8 else (b"..", b".", b"", b"a/b", b"x" * 300, pick.randbytes(4)))
+
+
+def _walk(pick: random.Random, fid: int, new: int) -> bytes:
+    names = [_name(pick) for _ in range(pick.choice((0, 0, 1, 1, 1, 2, 3)))]
+    return struct.pack("<IIH", fid, new, len(names)) + b"".join(p9.pack("s", name) for name in names)
+
+
+def _message(pick: random.Random, kind: int, body: bytes) -> bytes:
+    size = 7 + len(body) if pick.random() < 0.97 else pick.getrandbits(32)
     return struct.pack("<IBH", size, kind, pick.choice((0, 1, 2, pick.getrandbits(16)))) + body
 
 
+def mount(pick: random.Random) -> list[bytes]:
+    """How a 9P client begins: some fids, open and not."""
+    start = [(p9.VERSION, p9.pack("ds", 8192, b"9P2000.L")), (p9.ATTACH, p9.pack("ddssd", 0, p9.NO_FID, b"", b"", 0))]
+    start += [(p9.WALK, _walk(pick, 0, fid)) for fid in range(1, FIDS)]
+    start += [(p9.LOPEN, p9.pack("dd", fid, pick.choice((0, 1, 2, 0x200)))) for fid in range(1, FIDS, 2)]
+    return [struct.pack("<IBH", 7 + len(body), kind, 1) + body for kind, body in start]
+
+
+FIDS = 8
+"""So many numbers are used."""
 _MESSAGES = [
-    (p9.STATFS, "d"), (p9.LOPEN, "dd"), (p9.LCREATE, "dsddd"), (p9.SYMLINK, "dssd"), (p9.MKNOD, "dsdddd"),
-    (p9.RENAME, "dds"), (p9.READLINK, "d"), (p9.GETATTR, "dq"), (p9.SETATTR, "dddddqqqqq"), (p9.XATTRWALK, "dds"),
-    (p9.XATTRCREATE, "dsqd"), (p9.READDIR, "dqd"), (p9.FSYNC, "dd"), (p9.LOCK, "dbdqqds"), (p9.GETLOCK, "dbqqds"),
-    (p9.LINK, "dds"), (p9.MKDIR, "dsdd"), (p9.RENAMEAT, "dsds"), (p9.UNLINKAT, "dsd"), (p9.VERSION, "ds"),
-    (p9.AUTH, "dssd"), (p9.ATTACH, "ddssd"), (p9.ATTACH, "ddssd"), (p9.FLUSH, "h"), (p9.WALK, "dd"), (p9.WALK, "dd"),
-    (p9.WALK, "dd"), (p9.READ, "dqd"), (p9.WRITE, "dqd"), (p9.CLUNK, "d"), (p9.REMOVE, "d"), (255, "dd"),
+    (p9.STATFS, "f"), (p9.LOPEN, "fd"), (p9.LCREATE, "fsddd"), (p9.SYMLINK, "fssd"), (p9.MKNOD, "fsdddd"),
+    (p9.RENAME, "ffs"), (p9.READLINK, "f"), (p9.GETATTR, "fq"), (p9.SETATTR, "fddddqqqqq"), (p9.XATTRWALK, ""),
+    (p9.XATTRCREATE, ""), (p9.READDIR, "fqd"), (p9.FSYNC, "fd"), (p9.LOCK, "fbdqqds"), (p9.GETLOCK, "fbqqds"),
+    (p9.LINK, "ffs"), (p9.MKDIR, "fsdd"), (p9.RENAMEAT, "fsfs"), (p9.UNLINKAT, "fsd"), (p9.AUTH, "dssd"),
+    (p9.ATTACH, ""), (p9.FLUSH, "h"), (p9.WALK, ""), (p9.WALK, ""), (p9.WALK, ""), (p9.READ, "fqd"), (p9.WRITE, ""),
+    (p9.CLUNK, "f"), (p9.REMOVE, "f"), (255, "dd"),
 ]  # fmt: skip
 
 MAKERS: dict[str, Make] = {
@@ -91,3 +122,6 @@ MAKERS: dict[str, Make] = {
     "virtio-9p": share,
     "virtio-rnd": lambda pick, queue: b"",
 }
+
+BEGINNINGS: dict[str, Callable[[random.Random], list[bytes]]] = {"virtio-9p": mount}
+"""What a driver sends first, one after the other."""

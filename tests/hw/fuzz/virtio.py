@@ -14,7 +14,7 @@ from unittest.mock import patch
 from pyhyve.backends.net import Offload
 from pyhyve.hw.net import virtio_net
 from tests.hw.fuzz.guard import Guard, guarded_memory
-from tests.hw.fuzz.requests import MAKERS
+from tests.hw.fuzz.requests import BEGINNINGS, MAKERS
 from tests.hw.virtio.driver import KINDS, MEMORY, Driver, Rig
 
 DISK = 1 << 20
@@ -143,6 +143,7 @@ class VirtioFuzzer:
             self.other = network = Network(pick)
             self.stack.enter_context(patch.object(virtio_net, "open_net", lambda options, loop: network))
         self.make = MAKERS[name]
+        self.begin = BEGINNINGS.get(name, lambda pick: [])
         memory = guarded_memory(MEMORY)
         self.rig = Rig(name, options, msix=seed % 3 != 0, memory=memory)
         self.guard = self.stack.enter_context(Guard(memory))
@@ -216,7 +217,7 @@ class VirtioFuzzer:
         """A device that was attacked comes up after a reset."""
         rig, rng = self.rig, self.random
         rig.bus.reset()
-        queues = range(min(4, len(rig.device.queues)))
+        queues = range(min(5, len(rig.device.queues)))
         for queue in queues:
             rig.memory.write(0x100000 + 0x40000 * queue, bytes(0x10000))
         driver = Driver(rig, rng.choice(KINDS), rig.device.features & (0xFFFFFF | 1 << 40), queues=queues)
@@ -258,11 +259,24 @@ class VirtioFuzzer:
             queue.kick()
             self.rig.loop.serve()
 
+    def _settle(self) -> None:
+        """Wait for requests that the device has handed to threads."""
+        pool = getattr(self.rig.device, "_pool", None)
+        if pool is not None:
+            pool.drain()
+
     def _requests(self) -> None:
         """Chains as they should be, with requests that nearly are."""
         rng = self.random
         driver = self._revive()
-        for _ in range(rng.randrange(1, 40)):
+        for message in self.begin(rng):
+            first = driver.queues[0]
+            first.add([(driver.buffer(len(message), message), len(message), False), (driver.buffer(8192), 8192, True)])
+            first.kick()
+            self.rig.loop.serve()
+            self._settle()
+            first.take()
+        for _ in range(rng.randrange(1, 60)):
             queue = rng.choice(list(driver.queues.values()))
             if len(queue.free) < 8:
                 break
@@ -279,7 +293,9 @@ class VirtioFuzzer:
                 queue.kick()
             if rng.random() < 0.4:
                 self.rig.loop.serve()
-            if rng.random() < 0.05:
+            if rng.random() < 0.3:
+                self._settle()
+            if rng.random() < 0.03:
                 driver.status(rng.choice((0, 3, 128)))
                 break
         self.rig.loop.serve()
