@@ -179,6 +179,21 @@ def test_a_link_that_is_swapped_in_during_the_walk_leads_nowhere(client: Client,
     assert (outside / "file").read_bytes() == b"secret"
 
 
+def test_a_file_that_takes_a_new_folders_place_gets_no_rights_from_it(client: Client, folder: Path) -> None:
+    share = client.device.server.share
+    walk = share.walk
+
+    def swap(parent, name):  # type: ignore[no-untyped-def]
+        (folder / "new").rmdir()
+        (folder / "hello").rename(folder / "new")
+        return walk(parent, name)
+
+    share.walk = swap
+    client.call(p9.MKDIR, pack("dsdd", ROOT, "new", 0o6777, 0))
+    assert stat.S_IMODE((folder / "new").stat().st_mode) == 0o777
+    assert (folder / "new").read_bytes() == b"hello, guest\n"
+
+
 def test_a_link_or_fifo_that_is_swapped_in_during_a_create_is_not_opened(client: Client, folder: Path) -> None:
     name = folder / "new"
 

@@ -189,6 +189,14 @@ def test_no_program_of_the_guests_runs_as_somebody_else_on_the_host(client: Clie
     os.chmod(folder / "hello", 0o4755)
     client.setattr(fid, 1, mode=0o104711)  # it was one
     client.setattr(fid, 1, mode=0o711)
+    os.chmod(folder / "hello", 0o6755)
+    client.open("hello")
+    assert stat.S_IMODE((folder / "hello").stat().st_mode) == 0o6755
+    client.open("hello", flags=os.O_WRONLY)  # it may be another program by now
+    assert stat.S_IMODE((folder / "hello").stat().st_mode) == 0o755
+    os.chmod(folder / "hello", 0o4755)
+    client.create("hello", os.O_RDWR)
+    assert stat.S_IMODE((folder / "hello").stat().st_mode) == 0o755
     client.call(p9.MKDIR, pack("dsdd", ROOT, "group", 0o2775, 0))  # of a folder it means something else
     assert stat.S_IMODE((folder / "group").stat().st_mode) == 0o2775
 

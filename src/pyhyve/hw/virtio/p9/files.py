@@ -205,7 +205,20 @@ class Share:
         if node.type not in (stat.S_IFREG, stat.S_IFDIR):
             raise OSError(errno.ENXIO, "neither a file nor a folder")
         flags &= _OPENABLE
-        return OpenFile(self.open_fd(place(node.fd), flags | _ALWAYS), flags)
+        return OpenFile(self._open_content(node, flags), flags)
+
+    def _open_content(self, node: Node, flags: int) -> int:
+        """A descriptor of a file or folder. A program that is written to no longer runs as somebody else.
+
+        The kernel sees to that for an ordinary user at the first write, not for root.
+        """
+        fd = self.open_fd(place(node.fd), flags | _ALWAYS)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            mode = os.fstat(fd).st_mode
+            if mode & (stat.S_ISUID | stat.S_ISGID):
+                with contextlib.suppress(OSError):
+                    os.chmod(place(fd), stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
+        return fd
 
     def create(self, folder: Node, name: bytes, flags: int, mode: int) -> tuple[int, bool]:
         """A descriptor of the regular file ``name``, made if it is not there; whether it was. Raises ``OSError``."""
@@ -224,7 +237,7 @@ class Share:
                 try:
                     if node.type != stat.S_IFREG:
                         raise OSError(errno.EISDIR if node.type == stat.S_IFDIR else errno.EEXIST, "not a file")
-                    return self.open_fd(place(node.fd), flags | _ALWAYS), False
+                    return self._open_content(node, flags), False
                 finally:
                     self.release(node)
 
@@ -246,7 +259,10 @@ class Share:
         if self.owns:
             with contextlib.suppress(OSError):  # an owner that this user namespace does not know
                 os.chown(place(fd), _owner(uid), _owner(gid))
-        if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        now = os.fstat(fd).st_mode
+        if not stat.S_ISDIR(now):  # whatever has the name by now
+            mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        if stat.S_IMODE(now) != mode:
             os.chmod(place(fd), mode)
 
     # -- identities --
