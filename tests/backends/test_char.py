@@ -5,6 +5,7 @@ import pty
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -318,6 +319,24 @@ def test_long_output_to_a_connection_is_complete(server: TcpBackend) -> None:
             got += client.recv(65536)
         sender.join()
     assert got == text
+
+
+def test_a_connection_that_is_reset_while_it_is_written_to_makes_room_for_the_next(server: TcpBackend) -> None:
+    client = socket.create_connection(("127.0.0.1", server.port), 20)
+    client.sendall(b"x")
+    assert client.recv(1) == b"x"
+    sender = threading.Thread(target=lambda: [server.write(bytes(999)) for _ in range(2000)])
+    sender.start()
+    client.recv(1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()  # with data unread: a reset
+    sender.join(20)
+    assert not sender.is_alive()
+    with socket.create_connection(("127.0.0.1", server.port), 20) as following:
+        following.sendall(b"next")
+        got = b""
+        while not got.endswith(b"next"):  # what was on its way may come first
+            got += following.recv(65536)
 
 
 def test_paused_backend_leaves_input_where_it_is(loop: EventLoop) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -19,6 +20,7 @@ from pyhyve.backends.net.tap import Tap
 from pyhyve.errors import DeviceError
 from pyhyve.loop import EventLoop
 from tests.system.console import Guest, command
+from tests.system.files import File
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -194,3 +196,22 @@ def test_a_tap_interface_connects_host_and_guest(backend, image):
                 thread.join()
         assert fetched == f"{DIGEST}  -\n"
         assert Path(f"/sys/class/net/{name}/carrier").read_text() == "1\n"
+
+
+def test_rings_get_another_size_under_way(backend, image, web, initrd_with, tmp_path):
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc on this host")
+    binary = tmp_path / "rings"
+    subprocess.run(["gcc", "-O1", "-static", "-o", binary, Path(__file__).with_name("rings.c")], check=True)
+    initrd = initrd_with({"/bin/rings": File(binary.read_bytes())})
+    argv = command(backend, image.kernel, initrd)
+    with Guest([*argv[:-1], "-s", "3,virtio-net,user", f"rings-{os.getpid()}"]) as guest:
+        guest.run(ADDRESS)
+        assert guest.output("rings eth0 64") == "64 64 of 256\n"
+        fetch = f"wget -q -O - http://10.0.2.2:{web}/ | sha256sum"
+        assert guest.output(fetch).split()[0] == DIGEST
+        # while data flows; a packet that was in a ring is lost, and sent again
+        resize = "for n in 128 16 256 32 128; do rings eth0 $n >/dev/null; usleep 20000; done"
+        assert guest.output(f"({resize}) & {fetch}; wait").split()[0] == DIGEST
+        assert guest.output("rings eth0 256") == "256 256 of 256\n"
+        assert guest.run("dmesg | grep -iE 'virtio_net.*(fail|error|broken)'").output == ""

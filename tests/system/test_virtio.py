@@ -93,6 +93,15 @@ def test_discarded_blocks_read_as_zeroes(machine: Machine) -> None:
     assert machine.disk.read_bytes()[: 2 << 20] == bytes(1 << 20) + machine.data[1 << 20 : 2 << 20]
 
 
+def test_the_guest_switches_the_write_cache(machine: Machine) -> None:
+    place = "/sys/block/vda/cache_type"
+    copy = "dd if=/dev/vdb of=/dev/vda bs=4k count=64 oflag=direct 2>/dev/null"
+    switch = f"cat {place}; echo write through >{place}; cat {place}; {copy}; echo write back >{place}; cat {place}"
+    out = machine.guest.output(switch)
+    assert out.splitlines() == ["write back", "write through", "write back"]
+    assert machine.disk.read_bytes()[: 256 << 10] == machine.data[: 256 << 10]
+
+
 def test_random_bytes_come(machine: Machine) -> None:
     got = machine.guest.output("dd if=/dev/hwrng bs=512 count=8 2>/dev/null | md5sum; head -c 4096 /dev/zero | md5sum")
     random, zeroes = got.split()[0::2]

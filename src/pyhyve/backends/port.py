@@ -40,7 +40,10 @@ class SocketPort:
         return self._peer is not None
 
     def send(self, buffers: Sequence[memoryview | bytes]) -> int:
-        """Send what goes at once; ``on_room`` follows if that was not all. Everything goes where nobody listens."""
+        """Send what goes at once; ``on_room`` follows if that was not all. Everything goes where nobody listens.
+
+        ``on_open`` may be called from here, where it shows that the peer has gone; ``on_room`` is not.
+        """
         total = sum(map(len, buffers))
         if self._peer is None:
             return total
@@ -110,6 +113,7 @@ class SocketPort:
             self.on_data(data)
         else:
             self._drop()
+            self.on_room()
 
     def _writable(self) -> None:
         if self._peer is not None:
@@ -127,7 +131,6 @@ class SocketPort:
         if self._listener is not None:
             self._loop.add_reader(self._listener.fileno(), self._accept)
         self.on_open(False)
-        self.on_room()
 
 
 def _listen(path: str) -> socket.socket:

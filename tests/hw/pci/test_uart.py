@@ -58,6 +58,14 @@ def card(char):
     return Card({"path": "stdio"})
 
 
+def test_a_wide_access_is_one_to_each_register(card, char):
+    card.pio.write(card.port + DATA, 2, 0x0041)  # 41 hex to the data register, 0 to the one behind it
+    assert char.sent == b"A"
+    card.pio.write(card.port + 4, 4, 0x5A000003)  # modem control ... scratch
+    assert card.pio.read(card.port + SCRATCH, 1) == 0x5A
+    assert card.pio.read(card.port + 4, 4) >> 24 == 0x5A
+
+
 def test_it_is_a_16550_by_its_class(card):
     assert card.get(9, 3) == 0x070002
     assert card.get(0x3D) == 1

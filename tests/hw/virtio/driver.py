@@ -6,8 +6,10 @@ import os
 import select
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.pio import PioBus
@@ -33,6 +35,7 @@ class FakeLoop(FakeClock):
         super().__init__()
         self.readers: dict[int, Callable[[], object]] = {}
         self.writers: dict[int, Callable[[], object]] = {}
+        self.soon: deque[Callable[[], object]] = deque()
 
     def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
         self.readers[fd] = callback
@@ -49,8 +52,13 @@ class FakeLoop(FakeClock):
     def call_in_loop(self, function: Callable[..., object], *args: object) -> None:
         function(*args)
 
+    def call_soon_threadsafe(self, function: Callable[..., object], *args: object) -> None:
+        self.soon.append(partial(function, *args))
+
     def serve(self, timeout: float = 0) -> bool:
         """Call back for every descriptor that is ready; whether there was one."""
+        for _ in range(len(self.soon)):
+            self.soon.popleft()()
         reads, writes, _ = select.select(list(self.readers), list(self.writers), [], timeout)
         for fd in reads:
             if fd in self.readers:

@@ -221,6 +221,40 @@ def test_a_driver_that_cannot_flush_gets_writes_that_last(image: Path, features:
     disk.rig.close()
 
 
+def test_a_driver_switches_the_write_cache_off_and_on(image: Path) -> None:
+    disk = Disk(image, features=ALL | Feature.CONFIG_WCE)
+    seen: list = []
+    flush = disk.device.backend.flush
+    disk.device.backend.flush = lambda done: (seen.append(1), flush(done))
+    place = disk.rig.bars[2].mapped + 0x2000
+
+    def flushes() -> int:
+        seen.clear()
+        assert disk.request(OUT, 0, bytes(512))[0] == OK
+        return len(seen)
+
+    assert (disk.driver.config(32, 1), flushes()) == (1, 0)
+    disk.rig.mmio.write(place + 32, 1, 0)
+    assert (disk.driver.config(32, 1), len(seen), flushes()) == (0, 1, 1)
+    waiting: list = []
+    disk.device.backend.flush = waiting.append
+    for _ in range(1000):  # one flush at a time, not one each
+        disk.rig.mmio.write(place + 32, 1, 0)
+    assert len(waiting) == 1
+    waiting[0](0)
+    assert len(waiting) == 2  # for what came while the first was under way
+    waiting[1](0)
+    assert len(waiting) == 2
+    disk.device.backend.flush = lambda done: (seen.append(1), flush(done))
+    disk.rig.mmio.write(place + 32, 1, 1)
+    disk.rig.mmio.write(place, 4, 0)  # not the driver's to change
+    assert (disk.driver.config(32, 1), disk.driver.config(0, 8), flushes()) == (1, SIZE // 512, 0)
+    disk.rig.mmio.write(place + 32, 1, 0)
+    disk.driver.status(0)
+    assert disk.driver.config(32, 1) == 1
+    disk.rig.close()
+
+
 def test_a_short_read_of_what_the_host_has_in_memory_takes_no_thread(modern: Disk, image: Path) -> None:
     if not modern.device.backend.read_cached(0, [memoryview(bytearray(512))]):
         pytest.skip("this file system does not tell what it has in memory")

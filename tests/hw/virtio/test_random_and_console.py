@@ -78,6 +78,11 @@ class Console:
         self.rig.loop.serve()
         return peer
 
+    @property
+    def device_stopped(self) -> bool:
+        """Whether it asks for a reset."""
+        return bool(self.rig.device.status & 64)
+
     def start(self) -> list[bytes]:
         self.offer(2, count=20)
         self.control(0, READY, 1)
@@ -217,6 +222,21 @@ def test_the_next_program_comes_when_the_first_has_gone(console: Console) -> Non
     console.send(1, b"2")
     assert second.recv(10) == b"2"
     second.close()
+
+
+def test_a_program_that_dies_while_the_guest_sends_takes_nothing_with_it(console: Console) -> None:
+    console.start()
+    console.connect(0).close()  # the machine does not know yet
+    ring = console.driver.queues[1]
+    for _ in range(3):
+        ring.add([(console.driver.buffer(100), 100, False)])
+    ring.kick()
+    console.rig.loop.serve()
+    assert len(ring.take()) == 3
+    assert not console.device_stopped
+    peer = console.connect(0)
+    console.send(1, b"for the next one")
+    assert peer.recv(100) == b"for the next one"
 
 
 def test_nonsense_on_the_control_queue_is_survived(console: Console) -> None:

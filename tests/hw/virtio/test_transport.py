@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
@@ -35,10 +35,10 @@ class Mirror(VirtioDevice):
             else:
                 ring.push(chain, chain.write(chain.read()[::-1]))
 
-    def cancel(self) -> None:
-        for chain in self.held:
+    def cancel(self, rings: Sequence[Queue]) -> None:
+        for chain in [chain for chain in self.held if chain.queue in rings]:
             chain.queue.forget(chain)
-        self.held.clear()
+            self.held.remove(chain)
 
     def device_reset(self) -> None:
         self.resets += 1
@@ -208,6 +208,47 @@ def test_resetting_in_the_middle_of_a_request_gives_nothing_back(driver: Driver)
     assert exchange(again, again.queues[0], b"again") == b"niaga"
 
 
+def test_one_queue_is_reset_and_set_up_in_another_way(driver: Driver) -> None:
+    if driver.kind.legacy:
+        pytest.skip("the legacy interface has no such register")
+    device, (first, second) = driver.rig.device, (driver.queues[0], driver.queues[1])
+    assert isinstance(device, Mirror)
+
+    def reset(index: int) -> None:
+        driver.common(22, 2, index)
+        driver.common(58, 2, 1)
+
+    reset(0)  # the driver has not accepted the feature
+    assert driver.common(28, 2) == 1
+    driver.status(0)
+    for part in (first, second):
+        driver.rig.memory.write(part.desc, bytes(0x10000))
+    driver = Driver(driver.rig, driver.kind, 1 << 40)
+    first, second = driver.queues[0], driver.queues[1]
+    assert exchange(driver, first, b"before") == b"erofeb"
+    device.hold = True
+    for queue in (first, second):
+        queue.add([(driver.buffer(4, b"abcd"), 4, False), (driver.buffer(4), 4, True)])
+        queue.kick()
+    driver.rig.loop.serve()
+    assert len(device.held) == 2
+    reset(0)
+    assert (driver.common(58, 2), driver.common(28, 2)) == (0, 0)
+    assert [chain.queue for chain in device.held] == [device.queues[1].ring]  # nothing else is disturbed
+    assert (driver.common(24, 2), driver.common(26, 2)) == (16, 0xFFFF)
+    first.kick()
+    driver.rig.loop.serve()
+    driver.rig.memory.write(first.desc, bytes(0x10000))
+    driver.common(24, 2, 8)
+    driver.where = 0x300000
+    again = driver._queue(0)
+    assert again.size == 8
+    device.hold = False
+    assert exchange(driver, again, b"after") == b"retfa"
+    device.complete(device.held.pop(), 0)
+    assert [used.written for used in second.take()] == [0]
+
+
 def test_the_device_configuration_is_read_and_written(driver: Driver) -> None:
     assert driver.config(0, 4) == 0x04030201
     assert driver.config(11, 1) == 12
@@ -249,7 +290,7 @@ def test_a_transitional_device_says_so(rig: Rig) -> None:
                 (rig.get(offset + 3, 1), rig.get(offset + 4, 1), rig.get(offset + 8, 4), rig.get(offset + 12, 4))
             )
         offset = rig.get(offset + 1, 1)
-    assert kinds == [(1, 2, 0, 56), (2, 2, 0x3000, 8), (3, 2, 0x1000, 1), (4, 2, 0x2000, 12), (5, 0, 0, 0)]
+    assert kinds == [(1, 2, 0, 60), (2, 2, 0x3000, 8), (3, 2, 0x1000, 1), (4, 2, 0x2000, 12), (5, 0, 0, 0)]
 
 
 def test_features_that_were_not_offered_are_refused(rig: Rig) -> None:

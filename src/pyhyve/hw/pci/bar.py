@@ -38,6 +38,8 @@ class Bar:
     name: str
     lock: Lock
     prefetchable: bool = False
+    width: int = 4
+    """For ports: an access of more bytes than these comes to the handler byte by byte."""
     mapped: int | None = None
     """Where it is on the bus now."""
     crowded: bool = False
@@ -80,15 +82,17 @@ class Bar:
         if address == self.mapped:
             self.crowded = False
             return False
-        bus: PioBus | MmioBus = pio if self.kind is BarKind.IO else mmio
         before = self.mapped
         if before is not None:
-            bus.unregister(before)
+            (pio if self.kind is BarKind.IO else mmio).unregister(before)
         self.mapped = None
         self.crowded = False
         if address is not None:
             try:
-                bus.register(address, self.size, self.handler, self.name, self.lock)
+                if self.kind is BarKind.IO:
+                    pio.register(address, self.size, self.handler, self.name, self.lock, width=self.width)
+                else:
+                    mmio.register(address, self.size, self.handler, self.name, self.lock)
                 self.mapped = address
             except ValueError:
                 self.crowded = True

@@ -79,10 +79,21 @@ class PciFunction:
     # -- for the device --
 
     def add_bar(
-        self, index: int, kind: BarKind, size: int, handler: Handler, name: str = "", *, prefetchable: bool = False
+        self,
+        index: int,
+        kind: BarKind,
+        size: int,
+        handler: Handler,
+        name: str = "",
+        *,
+        prefetchable: bool = False,
+        width: int = 4,
     ) -> Bar:
-        """Declare a BAR answered by ``handler`` under the function's lock. Raises ``ValueError`` for a wrong one."""
-        bar = Bar(index, kind, size, handler, name or type(self).__name__, self.lock, prefetchable)
+        """Declare a BAR answered by ``handler`` under the function's lock. Raises ``ValueError`` for a wrong one.
+
+        ``width`` is the widest access to ports that the handler takes; wider ones are split in bytes.
+        """
+        bar = Bar(index, kind, size, handler, name or type(self).__name__, self.lock, prefetchable, width)
         if any(i in other.indexes for other in self.bars for i in bar.indexes):
             raise ValueError(f"BAR {index} of {bar.name} is taken")
         bar.install(self.config)

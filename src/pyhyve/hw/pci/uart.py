@@ -56,7 +56,7 @@ class PciUart(PciFunction):
         self._backend = None if spec is None else open_char(spec, environment.loop, on_quit=self._quit)
         self.uart = Uart16550(_Interrupt(self), self._backend, "pci uart")
         self.uart.lock = self.lock
-        self.add_bar(0, BarKind.IO, PORTS, self.uart)
+        self.add_bar(0, BarKind.IO, PORTS, self.uart, width=1)
         self.use_intx()
         self.add_msi()
 

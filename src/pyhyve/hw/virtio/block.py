@@ -7,8 +7,8 @@ the outcome. Data moves between the image and the guest's buffers without a copy
 buffers and calls back, in a thread of its own, when it is done. Many requests are under way at a time, and end in any
 order.
 
-A flush is done when the host's disk has everything that was written before. A driver that knows no flush gets a disk
-without a cache: each of its writes is flushed before it is done.
+A flush is done when the host's disk has everything that was written before. A driver that knows no flush, or switches
+the cache off, gets a disk without one: each of its writes is flushed before it is done.
 
 Options: those of the block backend, ``ser=`` (the serial number, up to 20 bytes), and ``queues=`` (1 to 16 of them).
 """
@@ -52,6 +52,7 @@ class Feature(IntFlag):
     BLOCK_SIZE = 1 << 6
     FLUSH = 1 << 9
     TOPOLOGY = 1 << 10
+    CONFIG_WCE = 1 << 11
     QUEUES = 1 << 12
     DISCARD = 1 << 13
     WRITE_ZEROES = 1 << 14
@@ -73,6 +74,8 @@ class Outcome(IntEnum):
 
 
 UNMAP = 1
+WRITE_BACK = 32
+"""Where the configuration says whether writes may be in the host's cache when they end; the driver changes it."""
 _IN, _OUT, _OK = int(Request.IN), int(Request.OUT), int(Outcome.OK)
 
 
@@ -95,6 +98,7 @@ class VirtioBlock(VirtioDevice):
         self._size = backend.size
         self._sector_mask = backend.sector.logical - 1
         features = Feature.SEG_MAX | Feature.BLOCK_SIZE | Feature.FLUSH | Feature.TOPOLOGY | Feature.QUEUES
+        features |= Feature.CONFIG_WCE
         if backend.read_only:
             features |= Feature.READ_ONLY
         else:
@@ -104,7 +108,7 @@ class VirtioBlock(VirtioDevice):
         logical, physical = backend.sector
         config = _config.pack(
             backend.size // SECTOR, 0, SEGMENTS, 0, 0, 0,
-            logical, (physical // logical).bit_length() - 1, 0, max(1, physical // logical), 0, 0, queues,
+            logical, (physical // logical).bit_length() - 1, 0, max(1, physical // logical), 0, 1, queues,
             MAX_RANGE_SECTORS, MAX_RANGES, physical // SECTOR, MAX_RANGE_SECTORS, MAX_RANGES, int(backend.can_discard),
         )  # fmt: skip
         try:
@@ -113,6 +117,7 @@ class VirtioBlock(VirtioDevice):
             backend.close()
             raise
         self._initial_config = config
+        self._emptying = self._empty_again = False
 
     @classmethod
     def parse_options(cls, conf: str) -> dict[str, str]:
@@ -121,7 +126,29 @@ class VirtioBlock(VirtioDevice):
         return {"path": path, **super().parse_options(rest)}
 
     def config_changed(self) -> None:
-        """Nothing of it can be written."""
+        """Whether there is a write cache can be written, and nothing else."""
+        cached = self.device_config[WRITE_BACK] & 1 if self.negotiated(Feature.CONFIG_WCE) else 1
+        self.device_config[:] = self._initial_config
+        self.device_config[WRITE_BACK] = cached
+        if not cached:
+            self._empty_cache()
+
+    def _empty_cache(self) -> None:
+        """Flush what was written before the cache was switched off; one flush at a time, however often that is."""
+        if self._emptying:
+            self._empty_again = True
+            return
+        self._emptying, self._empty_again = True, False
+        self.backend.flush(self._emptied)
+
+    def _emptied(self, error: int) -> None:
+        with self.lock:
+            self._emptying = False
+            if self._empty_again and not self._closed:
+                self._empty_cache()
+
+    def device_reset(self) -> None:
+        """A driver finds a disk with a cache."""
         self.device_config[:] = self._initial_config
 
     def handle(self, index: int, ring: Queue) -> None:
@@ -181,8 +208,8 @@ class VirtioBlock(VirtioDevice):
         return not (offset | length) & self._sector_mask and offset + length <= self._size
 
     def _after_write(self, chain: Chain) -> Callable[[int], None]:
-        """What a write does when it is done: with a driver that cannot flush, flush."""
-        if self.negotiated(Feature.FLUSH):
+        """What a write does when it is done: with a driver that cannot flush or wants no cache, flush."""
+        if self.negotiated(Feature.FLUSH) and self.device_config[WRITE_BACK]:
             return lambda error: self._end(chain, error)
 
         def written(error: int) -> None:

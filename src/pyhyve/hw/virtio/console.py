@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, IntFlag
 from functools import partial
 
@@ -215,12 +215,13 @@ class VirtioConsole(VirtioDevice):
 
     # -- lifecycle --
 
-    def cancel(self) -> None:
+    def cancel(self, rings: Sequence[Queue]) -> None:
         """Forget what was not sent."""
         for port in getattr(self, "ports", ()):
-            for chain, _ in port.sending:
-                chain.queue.forget(chain)
-            port.sending.clear()
+            for chain, left in list(port.sending):
+                if chain.queue in rings:
+                    chain.queue.forget(chain)
+                    port.sending.remove((chain, left))
 
     def device_reset(self) -> None:
         self._messages.clear()

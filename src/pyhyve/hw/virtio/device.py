@@ -51,9 +51,13 @@ class Feature(IntFlag):
     EVENT_INDEX = 1 << 29
     VERSION_1 = 1 << 32
     PACKED = 1 << 34
+    RING_RESET = 1 << 40
 
 
-COMMON_FEATURES = Feature.ANY_LAYOUT | Feature.INDIRECT | Feature.EVENT_INDEX | Feature.VERSION_1 | Feature.PACKED
+COMMON_FEATURES = (
+    Feature.ANY_LAYOUT | Feature.INDIRECT | Feature.EVENT_INDEX | Feature.VERSION_1 | Feature.PACKED
+    | Feature.RING_RESET
+)  # fmt: skip
 
 # Plain numbers for the path of every request: the flags' own operators take ten times as long.
 _DRIVER_OK, _NEEDS_RESET, _VERSION_1 = int(Status.DRIVER_OK), int(Status.NEEDS_RESET), int(Feature.VERSION_1)
@@ -230,10 +234,15 @@ class VirtioDevice(PciFunction):
             setup.notify()
 
     def disable(self, setup: QueueSetup) -> None:
-        """The driver (of the legacy interface) takes a queue away."""
+        """The driver takes a queue away: by the legacy interface, or to enable it anew (§2.6.1)."""
         self._drain([setup])
-        setup.ring = None
         setup.enabled = 0
+
+    def reset_queue(self, setup: QueueSetup) -> None:
+        """The driver resets one queue, and may set it up in another way. Waits as ``reset_device`` does."""
+        if self.negotiated(Feature.RING_RESET):
+            self.disable(setup)
+            setup.reset()
 
     def fail(self) -> None:
         """The guest did what cannot be: stop until it resets the device (§2.1.2)."""
@@ -312,11 +321,11 @@ class VirtioDevice(PciFunction):
         rings = [queue.ring for queue in queues if queue.ring is not None]
         for queue in queues:
             queue.ring = None  # nothing of it is completed to the driver any more
-        self.cancel()
+        self.cancel(rings)
         self._idle.wait_for(lambda: not any(ring.in_flight for ring in rings), DRAIN_SECONDS)
 
-    def cancel(self) -> None:
-        """Give back, unfinished, the chains that wait for something that may never come. With the lock held."""
+    def cancel(self, rings: Sequence[Queue]) -> None:
+        """Forget the chains of ``rings`` that wait for something that may never come. With the lock held."""
 
     # -- for the bus --
 

@@ -135,6 +135,7 @@ class PciTransport:
                 for offset, name in ((32, "descriptors"), (40, "driver"), (48, "device"))
                 for half in (0, 1)
             ),
+            Field(58, 2, lambda: 0, self._reset_queue),  # it has ended when the write has
         ]
 
     def _legacy_fields(self) -> list[Field]:
@@ -198,6 +199,11 @@ class PciTransport:
         queue = self._queue()
         if value == 1 and queue is not None and not queue.enabled:
             self.device.enable(queue)
+
+    def _reset_queue(self, value: int) -> None:
+        queue = self._queue()
+        if value == 1 and queue is not None:
+            self.device.reset_queue(queue)
 
     def _accept_legacy(self, value: int) -> None:
         """A legacy driver takes what it knows; bits that were not offered do not count."""
@@ -310,7 +316,7 @@ class PciTransport:
         config = self.device.config
         queues = len(self.device.queues)
         structures = [
-            (CapabilityType.COMMON, COMMON, 56, b""),
+            (CapabilityType.COMMON, COMMON, 60, b""),
             (CapabilityType.NOTIFY, NOTIFY, NOTIFY_STEP * queues, struct.pack("<I", NOTIFY_STEP)),
             (CapabilityType.ISR, ISR, 1, b""),
         ]

@@ -1,6 +1,6 @@
 """Random registers, headers, frames and regions: nothing raises, nothing hangs, and a reset makes it work again.
 
-``python -m tests.hw.storage.ahci.test_fuzz [ACCESSES] [SEED]`` runs as many register accesses by hand.
+``python -m tests.hw.fuzz ahci ACCESSES [SEED]`` runs as many by hand.
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 import os
 import random
 import struct
-import sys
-import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from pyhyve.hw.storage.ahci.registers import Hba, Px
+from pyhyve.memory import GuestMemory
 from tests.hw.storage.ahci.conftest import SECTORS
 from tests.hw.storage.ahci.driver import DATA, FIS, LIST, MEMORY, TABLES, Driver, cd, disk, h2d
 
@@ -134,10 +132,10 @@ class Fuzzer:
         assert driver.get(Px.SSTS, 1) == 0x133
 
 
-def make(folder: Path) -> Driver:
+def make(folder: Path, memory: GuestMemory | None = None) -> Driver:
     for name in ("hd", "cd"):
         (folder / name).write_bytes(os.urandom(SECTORS * 512))
-    driver = Driver(disk(folder / "hd"), cd(folder / "cd"))
+    driver = Driver(disk(folder / "hd"), cd(folder / "cd"), memory=memory)
     driver.start()
     return driver
 
@@ -179,19 +177,3 @@ def test_random_structures_under_a_running_list(tmp_path: Path) -> None:
     fuzzer.works()
     driver.close()
 
-
-if __name__ == "__main__":
-    accesses = int(sys.argv[1]) if len(sys.argv) > 1 else 10**6
-    with tempfile.TemporaryDirectory() as place:
-        machine = make(Path(place))
-        by_hand = Fuzzer(machine, int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-        began = time.monotonic()
-        for number in range(1, accesses + 1):
-            by_hand.access()
-            if number % 10_000 == 0:
-                machine.settle()
-                by_hand.works()
-                print(number, f"{time.monotonic() - began:.0f} s", flush=True)
-        machine.settle()
-        by_hand.works()
-        machine.close()

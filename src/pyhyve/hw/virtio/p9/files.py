@@ -1,0 +1,297 @@
+"""The shared folder, and why nothing in it leads out of it.
+
+The guest never says a path, only one name at a time below something that it already has. Each thing it has is a
+``Node``: a descriptor opened with O_PATH and O_NOFOLLOW below the descriptor of its folder. A name with a slash or a
+zero, or ``.``, is refused; ``..`` is answered from the tree of nodes here, not by the host; a symbolic link is itself
+and is not followed. So there is no path to be swapped between a check and its use: what was walked to is held, and
+what is done is done to that descriptor, or to one name in the folder of one.
+
+Only regular files and directories are ever opened for their content, after the descriptor has told what it is: a FIFO
+or a device would block this program or do something on the host. The guest makes its own of them by what it sees.
+
+A node that is reached by several walks is one node, so that a rename is seen by all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import stat
+import threading
+
+from pyhyve.errors import DeviceError
+from pyhyve.hw.virtio.p9.calls import place
+from pyhyve.hw.virtio.p9.wire import QID, QidType
+
+LONGEST_NAME = 255
+LONGEST_TARGET = 4095
+MOST_DESCRIPTORS = 1 << 16
+"""Of the host's, for one share: as many files as a guest can have in use at a time."""
+
+_O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPENABLE = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND | os.O_DSYNC | os.O_SYNC | os.O_DIRECTORY
+"""Of what a guest may ask of open(2); the numbers of 9P2000.L are x86 Linux's."""
+_ALWAYS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+
+def check_name(name: bytes) -> bytes:
+    """A name of one thing in a folder. Raises ``OSError`` for what is none."""
+    if len(name) > LONGEST_NAME:
+        raise OSError(errno.ENAMETOOLONG, "a name too long")
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise OSError(errno.EINVAL, "not a name")
+    return name
+
+
+class Node:
+    """One file of the share, held by an O_PATH descriptor for as long as somebody uses it."""
+
+    __slots__ = ("children", "fd", "identity", "name", "parent", "type", "users")
+
+    def __init__(self, fd: int, status: os.stat_result, parent: Node | None, name: bytes) -> None:
+        self.fd = fd
+        self.identity = (status.st_dev, status.st_ino)
+        self.type = stat.S_IFMT(status.st_mode)
+        """Never changes as long as the descriptor holds the file."""
+        self.parent = parent
+        self.name = name
+        self.children: dict[bytes, Node] = {}
+        self.users = 1
+
+
+class OpenFile:
+    """A file or folder that is open for its content."""
+
+    __slots__ = ("fd", "flags", "position", "users")
+
+    def __init__(self, fd: int, flags: int) -> None:
+        self.fd = fd
+        self.flags = flags
+        self.users = 1
+        self.position = threading.Lock()
+        """Held by who reads a directory."""
+
+
+class Share:
+    """The folder at ``path``. Raises ``DeviceError`` if it is none."""
+
+    def __init__(self, path: str, *, read_only: bool) -> None:
+        self.read_only = read_only
+        self.owns = os.geteuid() == 0
+        """Whether what the guest makes is given to the user that made it; else it belongs to who runs this."""
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a folder's name"
+            raise DeviceError(f"cannot share {path}: {reason}") from None
+        try:
+            os.stat(place(fd))
+        except OSError:
+            os.close(fd)
+            raise DeviceError(f"cannot share {path}: /proc is not mounted") from None
+        self._lock = threading.Lock()
+        self._room = _descriptors() - 1
+        self._devices: dict[int, int] = {}
+        self.root = Node(fd, os.fstat(fd), None, b"")
+        self.qid_path(*self.root.identity)
+
+    def close(self) -> None:
+        """Let go of the folder. What is still used keeps its descriptor."""
+        self.release(self.root)
+
+    # -- descriptors --
+
+    def open_fd(self, name: bytes | str, flags: int, mode: int = 0o600, folder: int | None = None) -> int:
+        """open(2), within the share's number of descriptors."""
+        with self._lock:
+            if not self._room:
+                raise OSError(errno.EMFILE, "too many files in use")
+            self._room -= 1
+        try:
+            return os.open(name, flags, mode, dir_fd=folder)
+        except BaseException:
+            with self._lock:
+                self._room += 1
+            raise
+
+    def close_fd(self, fd: int) -> None:
+        """Close what ``open_fd`` opened."""
+        os.close(fd)
+        with self._lock:
+            self._room += 1
+
+    # -- nodes --
+
+    def take(self, node: Node) -> Node:
+        """One user more."""
+        with self._lock:
+            node.users += 1
+        return node
+
+    def release(self, node: Node) -> None:
+        """One user less; the last one closes the descriptor."""
+        unused = []
+        with self._lock:
+            at: Node | None = node
+            while at is not None:
+                at.users -= 1
+                if at.users:
+                    break
+                unused.append(at.fd)
+                parent = at.parent
+                if parent is not None and parent.children.get(at.name) is at:
+                    del parent.children[at.name]
+                at = parent
+        for fd in unused:
+            self.close_fd(fd)
+
+    def walk(self, folder: Node, name: bytes) -> Node:
+        """What is called ``name`` in ``folder``, with one user more. Raises ``OSError``."""
+        if name == b"..":
+            return self.take(folder.parent or folder)
+        fd = self.open_fd(check_name(name), _O_PATH, folder=folder.fd)
+        return self.adopt(folder, name, fd)
+
+    def adopt(self, folder: Node, name: bytes, fd: int) -> Node:
+        """The node for an O_PATH descriptor that was found under ``name``, with one user more."""
+        status = os.fstat(fd)
+        with self._lock:
+            known = folder.children.get(name)
+            if known is None or known.identity != (status.st_dev, status.st_ino):
+                node = folder.children[name] = Node(fd, status, folder, name)
+                folder.users += 1
+                return node
+            known.users += 1
+        self.close_fd(fd)
+        return known
+
+    def place_of(self, node: Node) -> tuple[Node, bytes]:
+        """Folder and name of a node, if it is still there. Raises ``OSError``."""
+        with self._lock:
+            folder, name = node.parent, node.name
+            if folder is None:
+                raise OSError(errno.EBUSY, "the shared folder itself")
+        status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+        if (status.st_dev, status.st_ino) != node.identity:
+            raise OSError(errno.ESTALE, "something else has the name now")
+        return folder, name
+
+    def renamed(self, folder: Node, name: bytes, new_folder: Node, new_name: bytes) -> None:
+        """The file has been renamed: so is its node, if it has one."""
+        with self._lock:
+            node = folder.children.pop(name, None)
+            if node is None:
+                new_folder.children.pop(new_name, None)
+                return
+            old_parent, node.parent, node.name = node.parent, new_folder, new_name
+            new_folder.users += 1
+            new_folder.children[new_name] = node
+        if old_parent is not None:
+            self.release(old_parent)
+
+    def removed(self, folder: Node, name: bytes) -> None:
+        """The name is gone."""
+        with self._lock:
+            folder.children.pop(name, None)
+
+    # -- content --
+
+    def open(self, node: Node, flags: int) -> OpenFile:
+        """Open a node's content. Raises ``OSError``, also for what is neither file nor folder."""
+        if node.type == stat.S_IFLNK:
+            raise OSError(errno.ELOOP, "a symbolic link")
+        if node.type not in (stat.S_IFREG, stat.S_IFDIR):
+            raise OSError(errno.ENXIO, "neither a file nor a folder")
+        flags &= _OPENABLE
+        return OpenFile(self._open_content(node, flags), flags)
+
+    def _open_content(self, node: Node, flags: int) -> int:
+        """A descriptor of a file or folder. A program that is written to no longer runs as somebody else.
+
+        The kernel sees to that for an ordinary user at the first write, not for root.
+        """
+        fd = self.open_fd(place(node.fd), flags | _ALWAYS)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            mode = os.fstat(fd).st_mode
+            if mode & (stat.S_ISUID | stat.S_ISGID):
+                with contextlib.suppress(OSError):
+                    os.chmod(place(fd), stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
+        return fd
+
+    def create(self, folder: Node, name: bytes, flags: int, mode: int) -> tuple[int, bool]:
+        """A descriptor of the regular file ``name``, made if it is not there; whether it was. Raises ``OSError``."""
+        check_name(name)
+        exclusive = flags & os.O_EXCL
+        flags &= _OPENABLE & ~os.O_DIRECTORY
+        while True:
+            # Never without O_EXCL: what is there may be a FIFO, a device or a link.
+            with contextlib.suppress(FileExistsError):
+                making = flags | _ALWAYS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                return self.open_fd(name, making, mode, folder.fd), True
+            if exclusive:
+                raise OSError(errno.EEXIST, "it exists")
+            with contextlib.suppress(FileNotFoundError):  # gone again: once more
+                node = self.walk(folder, name)
+                try:
+                    if node.type != stat.S_IFREG:
+                        raise OSError(errno.EISDIR if node.type == stat.S_IFDIR else errno.EEXIST, "not a file")
+                    return self._open_content(node, flags), False
+                finally:
+                    self.release(node)
+
+    def take_file(self, file: OpenFile) -> None:
+        """One user of an open file more."""
+        with self._lock:
+            file.users += 1
+
+    def close_file(self, file: OpenFile) -> None:
+        """One user less of an open file."""
+        with self._lock:
+            file.users -= 1
+            last = not file.users
+        if last:
+            self.close_fd(file.fd)
+
+    def give(self, fd: int, mode: int, uid: int, gid: int) -> None:
+        """Give what was just made the mode that was asked for, which the umask may have cut; as root its owner too."""
+        if self.owns:
+            with contextlib.suppress(OSError):  # an owner that this user namespace does not know
+                os.chown(place(fd), _owner(uid), _owner(gid))
+        now = os.fstat(fd).st_mode
+        if not stat.S_ISDIR(now):  # whatever has the name by now
+            mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        if stat.S_IMODE(now) != mode:
+            os.chmod(place(fd), mode)
+
+    # -- identities --
+
+    def qid(self, status: os.stat_result) -> bytes:
+        """What the guest tells files apart by, and sees a change by."""
+        kind = stat.S_IFMT(status.st_mode)
+        flags = QidType.DIRECTORY if kind == stat.S_IFDIR else QidType.SYMLINK if kind == stat.S_IFLNK else 0
+        version = (status.st_mtime_ns ^ status.st_size << 8) & 0xFFFFFFFF or 1  # Linux takes 0 for "do not cache"
+        return QID.pack(flags, version, self.qid_path(status.st_dev, status.st_ino))
+
+    def qid_path(self, device: int, inode: int) -> int:
+        """One number for a file on any of the file systems below the folder."""
+        with self._lock:
+            index = self._devices.setdefault(device, len(self._devices))
+        return (inode ^ index << 48) & 0xFFFFFFFFFFFFFFFF
+
+
+def _owner(number: int) -> int:
+    return -1 if number == 0xFFFFFFFF else number
+
+
+def _descriptors() -> int:
+    """How many descriptors a share may have. Raises this process's limit: a guest keeps one for each file it knows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > 1 << 20:
+        hard = 1 << 20
+    if soft != resource.RLIM_INFINITY and soft < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            soft = hard
+    return min(MOST_DESCRIPTORS, max(64, (soft if soft != resource.RLIM_INFINITY else hard) // 4))
