@@ -151,6 +151,17 @@ class VirtualMachine(ABC):
     def memory_written(self, gpa: int, length: int) -> None:
         """Tell that the VMM wrote guest memory: code translated from there is stale. Cheap where it means nothing."""
 
+    def map_host(self, gpa: int, size: int, address: int) -> bool:
+        """Let the guest reach ``size`` bytes of this process's memory at ``gpa`` (a device's registers) without exits.
+
+        All are multiples of 4096. False where the backend cannot: accesses exit as before.
+        """
+        return False
+
+    def unmap_host(self, gpa: int) -> None:
+        """Undo a ``map_host`` that returned True."""
+        raise BackendError(f"no mapping starts at {gpa:#x}")
+
     @abstractmethod
     def create_vcpu(self, index: int) -> VirtualCpu:
         """Make vCPU ``index`` (its local APIC id too) in the architectural reset state."""
@@ -173,6 +184,10 @@ class VirtualMachine(ABC):
         A guest changes that in the ELCR, ports 0x4D0 and 0x4D1, which come with the PIC.
         """
         raise BackendError("this backend brings no PIC")
+
+    def watch_eoi(self, gsi: int, fd: int) -> None:
+        """Signal eventfd ``fd`` when the guest has ended an interrupt of line ``gsi`` (backends with ``ioapic``)."""
+        raise BackendError("this backend has no interrupt lines")
 
     @abstractmethod
     def set_extint(self, level: bool) -> None:

@@ -108,7 +108,11 @@ class PciBus:
         if address in self.functions:
             raise DeviceError(f"pci slot {address} is used twice")
         function = registry.find(name)(self.environment, options)
-        self.add(address, function)
+        try:
+            self.add(address, function)
+        except BaseException:
+            function.close()
+            raise
         return function
 
     def add(self, address: PciAddress, function: PciFunction) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from pyhyve.bus.irq import IrqLine, IrqRouter
 from pyhyve.hw.chipset.legacy_irq import ROUTABLE, LegacyIrqs
@@ -47,6 +48,10 @@ class IntxPin:
         if level != self.level:
             self.level = level
             self._routing.change(self.pirq, level)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call ``callback``, with no lock held, when the guest has ended an interrupt that came by this pin's PIRQ."""
+        self._routing.on_end(self.pirq, callback)
 
 
 class IntxRouting:
@@ -113,6 +118,17 @@ class IntxRouting:
             line = self._isa_lines[pirq]
             if line is not None:
                 line.set(held)
+
+    def on_end(self, pirq: int, callback: Callable[[], None]) -> None:
+        """Hear of the ends of a PIRQ's interrupts, at the I/O APIC and at the PIC wherever it is routed there."""
+        self._router.on_end(FIRST_GSI + pirq, callback)
+
+        def ended(irq: int) -> None:
+            if self.isa_irq(pirq) == irq:
+                callback()
+
+        for irq in sorted(ROUTABLE):
+            self._router.on_end(irq, partial(ended, irq))
 
     def reset(self) -> None:
         """The routing that firmware sets up."""
