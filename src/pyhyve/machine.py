@@ -413,10 +413,7 @@ class Machine:
 
     def _write_tables(self, topology: Topology) -> int:
         """The firmware's tables; returns where ACPI's root pointer lies, 0 without ACPI."""
-        roots = self.pci.buses() or [0]
-        for address, function in self.pci.functions.items():
-            if address.bus and function.bars:
-                raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
+        roots = self.pci.buses()
         lasts = [*(bus - 1 for bus in roots[1:]), 255]
         lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") == "lpc"]
         interrupts = {
@@ -432,7 +429,7 @@ class Machine:
             domains=read_domains(self.config, topology.cpus, self.memory.regions),
             fwcfg_ports=self._isa.fwcfg_ports,
             pci_roots=tuple(
-                PciRoot(bus, last, root_windows(self._memory_64) if bus == roots[0] else ())
+                PciRoot(bus, last, root_windows(*(self.pci.windows_of(bus)[kind] for kind in BarKind), board=bus == 0))
                 for bus, last in zip(roots, lasts, strict=True)
             ),
             pci_interrupts=tuple(sorted(interrupts)),

@@ -1,7 +1,7 @@
 """A device made for tests of passthru: memory that can be mapped, registers beside an MSI-X table, ports, DMA, a pin.
 
-BAR 0 is 64 KiB of memory. BAR 2 (16 KiB) has registers on its first and last page, the MSI-X table on the second and the
-pending bits on the third. BAR 4 is 32 ports that remember what was written.
+BAR 0 is 64 KiB of memory. BAR 2 (16 KiB) has registers on its first and last page, the MSI-X table on the second and
+the pending bits on the third. BAR 4 is 32 ports that remember what was written.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Gadget(PciFunction):
 
     identity = Identity(0x1234, 0x11E8, 0xFF, 0x00, revision=3, subsystem_vendor=0x1AF4, subsystem=0x1100)
 
-    def __init__(self, environment: Environment, options: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def __init__(self, environment: Environment, options: Mapping[str, str] = {}) -> None:
         super().__init__(environment, options)
         self.memory_fd = os.memfd_create("gadget", os.MFD_CLOEXEC)
         os.ftruncate(self.memory_fd, MEMORY)

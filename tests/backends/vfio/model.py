@@ -1,9 +1,9 @@
 """A model of the kernel's VFIO, with hardware behind it: what ``backends.vfio.system.System`` asks for.
 
-The hardware is a PCI function of this project, as if it sat in a slot of the host: its configuration space, its BARs and
-its interrupts are what vfio-pci offers of them, and it reaches memory through what was mapped for DMA and through
-nothing else. It has an event loop in a thread of its own. What vfio-pci would not let through (BAR addresses, the host's
-MSI message) counts as a violation: nothing here may try.
+The hardware is a PCI function of this project, as if it sat in a slot of the host: its configuration space, its BARs
+and its interrupts are what vfio-pci offers of them, and it reaches memory through what was mapped for DMA and through
+nothing else. It has an event loop in a thread of its own. What vfio-pci would not let through (BAR addresses, the
+host's MSI message) counts as a violation: nothing here may try.
 """
 
 from __future__ import annotations

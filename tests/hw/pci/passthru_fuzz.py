@@ -1,7 +1,7 @@
 """Random configuration cycles, register accesses and interrupts on a passed-through device: ``python -m`` it for more.
 
-The model behind it refuses what vfio-pci would not take, and counts it; DMA of the device goes where its registers happen
-to point. Nothing may raise, touch what is not the guest's, or leave anything open.
+The model behind it refuses what vfio-pci would not take, and counts it; DMA of the device goes where its registers
+happen to point. Nothing may raise, touch what is not the guest's, or leave anything open.
 """
 
 from __future__ import annotations
