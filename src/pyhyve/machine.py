@@ -359,9 +359,9 @@ class Machine:
             power=self.power,
             virtio_msix=self.config.get_bool("virtio_msix"),
             name=self.name,
-            mappings=self.vm,
+            direct=self.vm,
             vfio=self._vfio,
-            device_wrote=self._device_wrote,
+            device_wrote=self.vm.device_wrote,
         )
         taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
         irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
@@ -388,11 +388,6 @@ class Machine:
 
             self._container = Container(self.memory)
         return self._container
-
-    def _device_wrote(self) -> None:
-        """Hardware may have written anywhere."""
-        for region in self.memory.regions:
-            self.vm.memory_written(region.gpa, region.size)
 
     def _close_vfio(self) -> None:
         if self._container is not None:

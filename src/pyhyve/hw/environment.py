@@ -29,12 +29,16 @@ class Doorbells(Protocol):
     ) -> None: ...
 
 
-class HostMappings(Protocol):
-    """The part of ``VirtualMachine`` that lets a guest's CPU reach memory of the host that is not the guest's RAM."""
+class DirectPaths(Protocol):
+    """The part of ``VirtualMachine`` that lets a device of the host and the guest meet without a thread of ours."""
 
     def map_host(self, gpa: int, size: int, address: int) -> bool: ...
 
     def unmap_host(self, gpa: int) -> None: ...
+
+    def bind_msi(self, fd: int, address: int, data: int) -> bool: ...
+
+    def unbind_msi(self, fd: int) -> None: ...
 
 
 def _nothing() -> None:
@@ -57,7 +61,7 @@ class Environment:
     """Whether virtio devices signal with MSI-X; else (``-W``) with one MSI vector."""
     name: str = ""
     """The machine's."""
-    mappings: HostMappings | None = None
+    direct: DirectPaths | None = None
     vfio: Callable[[], Container] | None = None
     """The container for devices of the host, made when the first one asks."""
     device_wrote: Callable[[], None] = _nothing

@@ -151,6 +151,13 @@ class VirtualMachine(ABC):
     def memory_written(self, gpa: int, length: int) -> None:
         """Tell that the VMM wrote guest memory: code translated from there is stale. Cheap where it means nothing."""
 
+    def device_wrote(self) -> None:
+        """Tell that hardware may have written guest memory anywhere, by DMA, since the last call.
+
+        Code translated from there is stale. Cheap where it means nothing.
+        """
+        return None
+
     def map_host(self, gpa: int, size: int, address: int) -> bool:
         """Let the guest reach ``size`` bytes of this process's memory at ``gpa`` (a device's registers) without exits.
 
@@ -199,6 +206,17 @@ class VirtualMachine(ABC):
 
         Bit 15 of ``data`` is the trigger mode: for a level-triggered vector an ``IoapicEoi`` exit follows the EOI.
         """
+
+    def bind_msi(self, fd: int, address: int, data: int) -> bool:
+        """Have signals on eventfd ``fd`` send this message without a thread of the machine, until ``unbind_msi``.
+
+        Called again for another message. False where the backend cannot: the machine reads the eventfd and sends it.
+        """
+        return False
+
+    def unbind_msi(self, fd: int) -> None:
+        """Undo a ``bind_msi`` that returned True."""
+        raise BackendError("no message is bound")
 
     @abstractmethod
     def add_doorbell(self, address: int, size: int, fd: int, *, pio: bool = False, match: int | None = None) -> None:

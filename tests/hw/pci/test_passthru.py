@@ -48,11 +48,13 @@ MESSAGE, DATA = 0xFEE0_1000, 0x4020
 RAM = 8 << 20
 
 
-class Mappings:
-    """What a backend maps for the guest's CPU."""
+class Direct:
+    """What a backend does by itself."""
 
     def __init__(self) -> None:
         self.there: dict[int, tuple[int, int]] = {}
+        self.bound: dict[int, tuple[int, int]] = {}
+        self.can_bind = False
 
     def map_host(self, gpa: int, size: int, address: int) -> bool:
         assert gpa % 4096 == size % 4096 == 0
@@ -61,6 +63,14 @@ class Mappings:
 
     def unmap_host(self, gpa: int) -> None:
         del self.there[gpa]
+
+    def bind_msi(self, fd: int, address: int, data: int) -> bool:
+        if self.can_bind:
+            self.bound[fd] = (address, data)
+        return self.can_bind
+
+    def unbind_msi(self, fd: int) -> None:
+        del self.bound[fd]
 
 
 class Rig:
@@ -79,11 +89,11 @@ class Rig:
         self.ioapic.on_end = self.router.ended
         self.pic.on_end = self.router.ended
         self.pic.attach(self.pio)
-        self.mappings = Mappings()
+        self.direct = Direct()
         environment = Environment(
             loop=self.loop, memory=self.memory, pio=self.pio, mmio=self.mmio, router=self.router,
             send_msi=lambda a, d: self.messages.append((a, d)), doorbells=None, power=lambda reason: None,
-            mappings=self.mappings, vfio=lambda: self.container, device_wrote=self._device_wrote,
+            direct=self.direct, vfio=lambda: self.container, device_wrote=self._device_wrote,
         )  # fmt: skip
         self.bus = PciBus(environment, IntxRouting(self.router))
         self.bus.attach()
@@ -301,7 +311,7 @@ def test_dma_reaches_guest_memory_at_its_guest_physical_address(rig: Rig) -> Non
 
 
 def test_whole_pages_are_mapped_but_not_those_of_the_msix_table(rig: Rig) -> None:
-    assert {gpa: size for gpa, (size, _) in rig.mappings.there.items()} == {
+    assert {gpa: size for gpa, (size, _) in rig.direct.there.items()} == {
         rig.memory_bar: 64 << 10,
         rig.registers: 0x1000,
         rig.registers + MORE: 0x1000,
@@ -310,12 +320,12 @@ def test_whole_pages_are_mapped_but_not_those_of_the_msix_table(rig: Rig) -> Non
 
 def test_mappings_follow_the_bar(rig: Rig) -> None:
     rig.put(BAR0 + 8, 4, 0xC9000000)
-    assert 0xC9000000 in rig.mappings.there
-    assert len(rig.mappings.there) == 3
+    assert 0xC9000000 in rig.direct.there
+    assert len(rig.direct.there) == 3
     rig.put(COMMAND, 2, 0)
-    assert rig.mappings.there == {}
+    assert rig.direct.there == {}
     rig.put(COMMAND, 2, 2)
-    assert len(rig.mappings.there) == 3
+    assert len(rig.direct.there) == 3
 
 
 def test_a_table_in_the_middle_of_a_region_that_can_all_be_mapped_is_left_out() -> None:
@@ -417,6 +427,25 @@ def test_an_end_of_interrupt_at_the_pic_counts_too(rig: Rig) -> None:
     assert not rig.hardware.masked
 
 
+def test_a_backend_that_can_sends_messages_by_itself_while_nothing_masks_them(rig: Rig) -> None:
+    rig.direct.can_bind = True
+    rig.enable_msix(2)
+    assert rig.direct.bound == {}  # not a bus master yet: it may send nothing
+    rig.put(COMMAND, 2, 0x0406)
+    assert list(rig.direct.bound.values()) == [(MESSAGE, DATA + 2)]
+    rig.write(TABLE + 32 + 8, DATA + 9)
+    assert list(rig.direct.bound.values()) == [(MESSAGE, DATA + 9)]
+    rig.write(TABLE + 32 + 12, 1)
+    assert rig.direct.bound == {}
+    rig.write(RAISE, 2)
+    rig.wait_for(lambda: bool(rig.read(PENDING, 8)))  # it comes to us again
+    rig.write(TABLE + 32 + 12, 0)
+    assert rig.messages == [(MESSAGE, DATA + 9)]
+    assert len(rig.direct.bound) == 1
+    rig.put(rig.capabilities()[0x11] + 2, 2, 0)
+    assert rig.direct.bound == {}
+
+
 def test_choosing_messages_releases_the_pin(rig: Rig) -> None:
     gsi = 16 + (4 + SLOT + 1) % 8
     rig.write(RAISE, 0)
@@ -463,7 +492,7 @@ def test_closing_gives_everything_back(rig: Rig) -> None:
     assert rig.hardware.resets >= 1
     assert rig.hardware.kind is None
     assert rig.kernel.fds == {}
-    assert rig.mappings.there == {}
+    assert rig.direct.there == {}
     assert all(mapping.closed for mapping in rig.kernel.mappings)
 
 

@@ -86,11 +86,20 @@ class Msi:
         if not self.enabled or not self._config.get(Offset.COMMAND, 2) & Command.BUS_MASTER:
             return
         vector %= self.granted
-        if self._mask and self._get(self._mask) >> vector & 1:
+        message = self.message(vector)
+        if message is None:
             self._config.set(self.offset + self._pending, 4, self._get(self._pending) | 1 << vector)
-            return
+        else:
+            self._send(*message)
+
+    def message(self, vector: int) -> tuple[int, int] | None:
+        """Address and data that ``notify`` would send now, None if it would not."""
+        if not self.enabled or not self._config.get(Offset.COMMAND, 2) & Command.BUS_MASTER:
+            return None
+        if self._mask and self._get(self._mask) >> vector & 1:
+            return None
         address = self._config.get(self.offset + _ADDRESS, self._address_size)
-        self._send(address, self._config.get(self.offset + self._data, 2) & ~(self.granted - 1) | vector)
+        return address, self._config.get(self.offset + self._data, 2) & ~(self.granted - 1) | vector
 
     def written(self) -> None:
         """Send what has waited for its mask to go."""

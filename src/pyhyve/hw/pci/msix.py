@@ -110,6 +110,14 @@ class Msix:
         elif self._config.get(_COMMAND, 2) & _BUS_MASTER:
             self._send(address, data)
 
+    def message(self, vector: int) -> tuple[int, int] | None:
+        """Address and data that ``notify`` would send now, None if it would not."""
+        control = self._config.get(self.offset + 2, 2)
+        if not control & _ENABLE or control & _MASK_ALL or not self._config.get(_COMMAND, 2) & _BUS_MASTER:
+            return None
+        address, data, masked = _entry.unpack_from(self._table, vector * ENTRY)
+        return None if masked & _MASKED else (address, data)
+
     def written(self) -> None:
         """The guest has switched the whole function; send what is no longer masked."""
         self._flush()

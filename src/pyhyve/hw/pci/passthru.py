@@ -162,7 +162,7 @@ class Passthru(PciFunction):
         self._told_command: int | None = None
         self._closed = False
         self._table = self._pending = (BARS, 0, 0)  # BAR, offset, end: nowhere
-        self._interrupts = HostInterrupts(self.host, self.environment.loop, self._arrived)
+        self._interrupts = HostInterrupts(self.host, self.environment.loop, self._arrived, self.environment.direct)
         self._areas: dict[int, list[tuple[int, int, Mapping]]] = {}
         self._mapped: dict[int, int] = {}  # guest-physical address: BAR
         self.config.set(_GRANTS, 2, self.host.read_config(_GRANTS, 2))
@@ -262,6 +262,7 @@ class Passthru(PciFunction):
             return
         self.msix.write(offset - start, size, value)
         self._listen((offset - start) // ENTRY)
+        self._shorten((offset - start) // ENTRY)
 
     def _listen(self, vector: int) -> None:
         if self.msix is not None and not self.msix.masked(vector):
@@ -326,25 +327,30 @@ class Passthru(PciFunction):
             self._write_hardware(Offset.COMMAND, 2, command)
 
     def config_written(self, offset: int, size: int) -> None:
-        """MSI or MSI-X may be on or off now."""
+        """MSI or MSI-X may be on or off now, or its messages may be others."""
         self._choose_interrupts()
+        if offset < Offset.COMMAND + 2 or any(
+            offset < own.offset + own.size and own.offset < offset + size for own in self.capabilities
+        ):
+            for vector in self._interrupts.vectors():
+                self._shorten(vector)
 
     # -- mapping BARs for the guest's CPU --
 
     def bar_moved(self, bar: Bar) -> None:
         """Map it where it is now, as far as that is possible."""
-        mappings = self.environment.mappings
-        if mappings is None or bar.index >= BARS or bar.kind is BarKind.IO:
+        direct = self.environment.direct
+        if direct is None or bar.index >= BARS or bar.kind is BarKind.IO:
             return
         for gpa in [gpa for gpa, index in self._mapped.items() if index == bar.index]:
-            mappings.unmap_host(gpa)
+            direct.unmap_host(gpa)
             del self._mapped[gpa]
         if bar.mapped is None:
             return
         if bar.index not in self._areas:
             self._areas[bar.index] = list(self._map_areas(self.host.regions[bar.index]))
         for offset, size, mapping in self._areas[bar.index]:
-            if mappings.map_host(bar.mapped + offset, size, mapping.address):
+            if direct.map_host(bar.mapped + offset, size, mapping.address):
                 self._mapped[bar.mapped + offset] = bar.index
 
     def _map_areas(self, region: Region) -> Iterator[tuple[int, int, Mapping]]:
@@ -389,6 +395,16 @@ class Passthru(PciFunction):
         if kind is IrqIndex.MSIX:
             for vector in range(vectors):
                 self._listen(vector)
+        for vector in self._interrupts.vectors():
+            self._shorten(vector)
+
+    def _shorten(self, vector: int) -> None:
+        """Let a vector go to the guest without us, where the backend can do that, as long as nothing masks it."""
+        kind = self._interrupts.kind
+        if kind is IrqIndex.MSIX and self.msix is not None:
+            self._interrupts.bind(vector, self.msix.message(vector))
+        elif kind is IrqIndex.MSI and self.msi is not None:
+            self._interrupts.bind(vector, self.msi.message(vector))
 
     def _arrived(self, kind: IrqIndex, vector: int) -> None:
         """The device has signalled; in the loop's thread."""
@@ -455,8 +471,8 @@ class Passthru(PciFunction):
             with suppress(OSError):
                 self.host.reset()
             for gpa in self._mapped:
-                if self.environment.mappings is not None:
-                    self.environment.mappings.unmap_host(gpa)
+                if self.environment.direct is not None:
+                    self.environment.direct.unmap_host(gpa)
             self._mapped.clear()
             for areas in self._areas.values():
                 for _, _, mapping in areas:
