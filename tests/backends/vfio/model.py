@@ -331,8 +331,13 @@ class ModelKernel:
         return self.neighbours.get(address, (None, None))
 
     def listdir(self, path: str) -> list[str]:
+        everything = [*self.devices, *self.neighbours]
+        if path == "/sys/bus/pci/devices":
+            return everything
+        if path == "/sys/kernel/iommu_groups":
+            return sorted({group for group, _ in map(self._told, everything) if group is not None})
         group = path.split("/")[-2]
-        return [a for a in (*self.devices, *self.neighbours) if self._told(a)[0] == group]
+        return [a for a in everything if self._told(a)[0] == group]
 
     def open(self, path: str) -> int:
         if path in self.missing:

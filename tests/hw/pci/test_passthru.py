@@ -74,8 +74,8 @@ class Direct:
 
 
 class Rig:
-    def __init__(self, make: Callable[[Environment], Gadget] = Gadget, options: dict[str, str] = OPTIONS) -> None:
-        self.hardware = Hardware(make)
+    def __init__(self, options: dict[str, str] = OPTIONS, *, can_reset: bool = True) -> None:
+        self.hardware = Hardware(Gadget, can_reset=can_reset)
         self.kernel = ModelKernel({NAME: self.hardware})
         self.memory = GuestMemory(RAM)
         self.loop = EventLoop()
@@ -483,6 +483,16 @@ def test_a_reset_resets_the_device(rig: Rig) -> None:
     assert rig.hardware.kind is IrqIndex.INTX
     assert rig.hardware.function.config.get(COMMAND, 2) & 0x407 == 0x3
     assert rig.read(TABLE + 12) == 1  # masked again
+
+
+def test_a_device_that_cannot_be_reset_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    rig = Rig(can_reset=False)
+    try:
+        assert capsys.readouterr().err.startswith("passthru 0000:01:00.0: no reset of its own")
+        rig.bus.reset()
+        assert rig.hardware.resets == 0
+    finally:
+        rig.close()
 
 
 def test_closing_gives_everything_back(rig: Rig) -> None:

@@ -89,6 +89,22 @@ def foreign_members(system: System, group: str) -> Iterator[tuple[str, str]]:
             yield address, driver
 
 
+def ready_devices(system: System) -> list[str]:
+    """The host's devices that VFIO's drivers hold."""
+    try:
+        return sorted(a for a in system.listdir(DEVICES) if is_vfio(driver_of(system, a)))
+    except OSError:
+        return []
+
+
+def has_iommu(system: System) -> bool:
+    """Whether the host's kernel has put any device into an IOMMU group."""
+    try:
+        return bool(system.listdir(GROUPS))
+    except OSError:
+        return False
+
+
 def find_group(system: System, address: HostAddress) -> str:
     """The IOMMU group of a device that is ready for VFIO. Raises ``DeviceError`` with what is missing otherwise."""
     who = f"passthru: device {address}"

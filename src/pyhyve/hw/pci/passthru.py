@@ -120,6 +120,8 @@ class Passthru(PciFunction):
         except BaseException:
             self.host.close()
             raise
+        if not self.host.can_reset:
+            complain(f"passthru {self.host.name}: no reset of its own: what a guest leaves in it, the next one finds")
         self._interrupts.announce(IrqIndex.ERROR)
         self._interrupts.announce(IrqIndex.REQUEST)
 
