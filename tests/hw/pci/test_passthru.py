@@ -17,7 +17,7 @@ from pyhyve.errors import DeviceError
 from pyhyve.hw.chipset.ioapic import Ioapic
 from pyhyve.hw.chipset.irqchip import wire
 from pyhyve.hw.chipset.pic import Pic
-from pyhyve.hw.environment import Environment
+from pyhyve.hw.environment import DirectPaths, Environment
 from pyhyve.hw.pci.bus import PciAddress, PciBus
 from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.hw.pci.passthru import cut
@@ -74,10 +74,19 @@ class Direct:
 
 
 class Rig:
-    def __init__(self, options: dict[str, str] = OPTIONS, *, can_reset: bool = True) -> None:
-        self.hardware = Hardware(Gadget, can_reset=can_reset)
+    def __init__(
+        self,
+        options: dict[str, str] = OPTIONS,
+        *,
+        can_reset: bool = True,
+        make: Callable[[Environment], Gadget] = Gadget,
+        memory: GuestMemory | None = None,
+        direct: DirectPaths | None = None,
+        send_msi: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.hardware = Hardware(make, can_reset=can_reset)
         self.kernel = ModelKernel({NAME: self.hardware})
-        self.memory = GuestMemory(RAM)
+        self.memory = memory or GuestMemory(RAM)
         self.loop = EventLoop()
         self.container = Container(self.memory, self.kernel)
         self.messages: list[tuple[int, int]] = []
@@ -89,10 +98,10 @@ class Rig:
         self.ioapic.on_end = self.router.ended
         self.pic.on_end = self.router.ended
         self.pic.attach(self.pio)
-        self.direct = Direct()
+        self.direct = direct or Direct()
         environment = Environment(
             loop=self.loop, memory=self.memory, pio=self.pio, mmio=self.mmio, router=self.router,
-            send_msi=lambda a, d: self.messages.append((a, d)), doorbells=None, power=lambda reason: None,
+            send_msi=send_msi or (lambda a, d: self.messages.append((a, d))), doorbells=None, power=lambda reason: None,
             direct=self.direct, vfio=lambda: self.container, device_wrote=self._device_wrote,
         )  # fmt: skip
         self.bus = PciBus(environment, IntxRouting(self.router))
