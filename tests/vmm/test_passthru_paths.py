@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
+from pyhyve.bus.irq import IrqRouter
 from pyhyve.hw.environment import Environment
-from pyhyve.vmm.api import Hypervisor
-from pyhyve.vmm.exits import Exit, InstEmul
-from tests.backends.vfio.gadget import MORE, RAISE, REGISTERS, TABLE, Gadget
+from pyhyve.vmm.api import Chip, Hypervisor
+from pyhyve.vmm.exits import Exit, InstEmul, IoapicEoi
+from tests.backends.vfio.gadget import ACK, MORE, RAISE, REGISTERS, TABLE, Gadget
 from tests.guests import Mode, assemble, boot_guest
-from tests.hw.pci.test_passthru import COMMAND, Rig
+from tests.hw.pci.test_passthru import COMMAND, SLOT, Rig
 
+PIN = 16 + (4 + SLOT + 1) % 8
 AT = 0xC8000000
 VALUE = 0x12345678
+
+
+def wait_until(rig: Rig, condition: Callable[[], bool]) -> None:
+    """Ask again in the loop, behind whatever it has to do."""
+    done = threading.Event()
+
+    def look() -> None:
+        if condition():
+            done.set()
+        else:
+            rig.loop.call_soon_threadsafe(look)
+
+    rig.loop.call_soon_threadsafe(look)
+    assert done.wait(30)
 
 
 class HalfMapped(Gadget):
@@ -62,3 +79,40 @@ def test_registers_are_reached_and_a_message_arrives(hypervisor: Hypervisor) -> 
         guest.close()
     assert rig.hardware.violations == []
     assert rig.kernel.fds == {}
+
+
+def test_a_pin_comes_again_until_the_device_is_served(hypervisor: Hypervisor) -> None:
+    code = assemble("passthru_pin", 0x10000, Mode.LONG, REGISTERS=AT, RAISE=RAISE, ACK=ACK, PIN=PIN)
+    guest = boot_guest(hypervisor, code, Mode.LONG)
+    router, ended = None, os.eventfd(0, os.EFD_NONBLOCK)
+    if Chip.IOAPIC in guest.vm.provides:
+        router = IrqRouter(guest.vm.set_irq, lambda gsi: guest.vm.watch_eoi(gsi, ended) if gsi == PIN else None)
+    rig = Rig(make=HalfMapped, memory=guest.memory, direct=guest.vm, send_msi=guest.vm.send_msi, router=router)
+    rig.put(0x18, 4, AT)
+    if router is None:
+        rig.ioapic.attach(rig.mmio)
+    rig.loop.add_reader(ended, lambda: (os.eventfd_read(ended), rig.router.ended(PIN)))
+    server = threading.Thread(target=rig.loop.run)
+    server.start()
+
+    def answer(found: Exit) -> int | None:
+        if isinstance(found, IoapicEoi):
+            rig.ioapic.eoi(found.vector)
+            return None
+        assert isinstance(found, InstEmul)
+        if found.is_write:
+            rig.mmio.write(found.gpa, found.size, found.value)
+            return None
+        return rig.mmio.read(found.gpa, found.size)
+
+    try:
+        guest.until_end(answer)
+        assert guest.word(0) == 2
+        wait_until(rig, lambda: not rig.hardware.masked and not rig.router.level(PIN))
+    finally:
+        rig.loop.stop()
+        server.join()
+        rig.loop.remove_reader(ended)
+        rig.close()
+        guest.close()
+        os.close(ended)

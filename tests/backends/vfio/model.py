@@ -301,6 +301,8 @@ class ModelKernel:
         self.missing: set[str] = set()
         self.busy: set[str] = set()
         self.dma_limit: int | None = None
+        self.safe_interrupts = True
+        self.version = uapi.API_VERSION
         self.mappings: list[MappedMemory] = []
         self.fds: dict[int, object] = {}
         self._numbers = itertools.count(100_000)
@@ -398,12 +400,14 @@ class ModelKernel:
 
     def _container(self, container: _Container, request: int, argument: bytearray | int) -> int:
         if request == Request.GET_API_VERSION:
-            return uapi.API_VERSION
+            return self.version
         if request == Request.CHECK_EXTENSION:
             return int(argument == uapi.TYPE1V2_IOMMU)
         if request == Request.SET_IOMMU:
             if not container.groups:
                 raise refuse(errno.EINVAL)
+            if not self.safe_interrupts:
+                raise refuse(errno.EPERM)
             container.iommu = int(argument)
             return 0
         if not container.iommu:

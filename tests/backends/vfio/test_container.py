@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyhyve.backends.vfio import uapi
 from pyhyve.backends.vfio.container import Container
 from pyhyve.backends.vfio.host import HostAddress
 from pyhyve.backends.vfio.uapi import RegionFlag
@@ -82,12 +81,14 @@ def test_regions_and_interrupts_are_told(container: Container) -> None:
         ("group busy", "another program uses the group"),
         ("not viable", r"the host still uses 0000:01:00.1 \(driver snd_hda_intel\) of that group"),
         ("locked memory", "4 MB of guest memory cannot be given to the IOMMU"),
+        (
+            "interrupt remapping",
+            "refuses it: Operation not permitted; without interrupt remapping only with allow_unsafe",
+        ),
         ("version", "the host's VFIO has version 7"),
     ],
 )
-def test_what_is_missing_is_one_line(
-    kernel: ModelKernel, container: Container, monkeypatch: pytest.MonkeyPatch, what: str, line: str
-) -> None:
+def test_what_is_missing_is_one_line(kernel: ModelKernel, container: Container, what: str, line: str) -> None:
     address, hardware = ADDRESS, kernel.devices[NAME]
     match what:
         case "absent":
@@ -112,23 +113,15 @@ def test_what_is_missing_is_one_line(
             kernel.neighbours["0000:01:00.1"] = ("7", "snd_hda_intel")
         case "locked memory":
             kernel.dma_limit = 1 << 20
+        case "interrupt remapping":
+            kernel.safe_interrupts = False
         case "version":
-            monkeypatch.setattr(uapi, "API_VERSION", 7)
-            monkeypatch.setattr("tests.backends.vfio.model.uapi.API_VERSION", 7)
-    if what == "version":
-        monkeypatch.setattr("pyhyve.backends.vfio.container.uapi", _Uapi)
+            kernel.version = 7
     with pytest.raises(DeviceError, match=line) as caught:
         container.open(address)
     assert "\n" not in str(caught.value)
     container.close()
     assert kernel.fds == {}
-
-
-class _Uapi:
-    """A program for another version than the host's."""
-
-    API_VERSION = 0
-    TYPE1V2_IOMMU = uapi.TYPE1V2_IOMMU
 
 
 def test_a_bridge_is_not_given_away(kernel: ModelKernel, container: Container) -> None:

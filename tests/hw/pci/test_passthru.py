@@ -83,6 +83,7 @@ class Rig:
         memory: GuestMemory | None = None,
         direct: DirectPaths | None = None,
         send_msi: Callable[[int, int], None] | None = None,
+        router: IrqRouter | None = None,
     ) -> None:
         self.hardware = Hardware(make, can_reset=can_reset)
         self.kernel = ModelKernel({NAME: self.hardware})
@@ -93,8 +94,9 @@ class Rig:
         self.sent: list[tuple[int, int]] = []
         self.wrote = 0
         self.pio, self.mmio = PioBus(), MmioBus()
-        self.pic, self.ioapic = Pic(lambda level: None), Ioapic(lambda a, d: self.sent.append((a, d)))
-        self.router = IrqRouter(wire(self.pic, self.ioapic))
+        self.pic = Pic(lambda level: None)
+        self.ioapic = Ioapic(send_msi or (lambda a, d: self.sent.append((a, d))))
+        self.router = router or IrqRouter(wire(self.pic, self.ioapic))
         self.ioapic.on_end = self.router.ended
         self.pic.on_end = self.router.ended
         self.pic.attach(self.pio)

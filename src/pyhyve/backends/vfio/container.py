@@ -93,7 +93,10 @@ class Container:
                 self._map_memory()
         except OSError as error:
             self._system.close(fd)
-            raise DeviceError(f"{who}: the host's IOMMU refuses it: {error.strerror}") from None
+            hint = ""
+            if error.errno == errno.EPERM:
+                hint = "; without interrupt remapping only with allow_unsafe_interrupts=1 of vfio_iommu_type1"
+            raise DeviceError(f"{who}: the host's IOMMU refuses it: {error.strerror}{hint}") from None
         except BaseException:
             self._system.close(fd)
             raise

@@ -27,6 +27,11 @@ class Control(IntFlag):
     MASKABLE = 0x0100
 
 
+def msi_size(*, wide: bool, maskable: bool) -> int:
+    """Bytes of a capability of that form."""
+    return 10 + (4 if wide else 0) + (10 if maskable else 0)
+
+
 class Msi:
     """The MSI capability of a function with ``vectors`` (1, 2, 4 ... 32) interrupts.
 
@@ -52,7 +57,7 @@ class Msi:
         self._data = _ADDRESS + self._address_size
         self._mask = self._data + 4 if maskable else 0
         self._pending = self._mask + 4
-        self.size = self._pending + 4 if maskable else self._data + 2
+        self.size = msi_size(wide=wide, maskable=maskable)
         control = (vectors.bit_length() - 1) << 1
         control |= (Control.WIDE if wide else 0) | (Control.MASKABLE if maskable else 0)
         writable = (

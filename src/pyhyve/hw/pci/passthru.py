@@ -28,12 +28,14 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BARS, Bar, BarKind
 from pyhyve.hw.pci.bus import PciAddress, PciBus
 from pyhyve.hw.pci.capabilities import CapabilityId
-from pyhyve.hw.pci.config_space import SIZE, Identity, Offset, Status
+from pyhyve.hw.pci.config_space import SIZE, Identity, Offset
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import IntxPin
-from pyhyve.hw.pci.msi import Msi
+from pyhyve.hw.pci.msi import MAXIMUM as MSI_MAXIMUM
+from pyhyve.hw.pci.msi import Control as MsiControl
+from pyhyve.hw.pci.msi import Msi, msi_size
 from pyhyve.hw.pci.msix import ENTRY, Msix, Place
-from pyhyve.hw.pci.passthru_config import SHOWN, find_capabilities, hardware_bytes
+from pyhyve.hw.pci.passthru_config import SHOWN, Found, find_capabilities, hardware_bytes
 from pyhyve.hw.pci.passthru_irq import HostInterrupts
 from pyhyve.hw.pci.rom import read_image
 from pyhyve.hw.registry import device
@@ -183,33 +185,26 @@ class Passthru(PciFunction):
         self._theirs = hardware_bytes(found)
         for capability in found:
             if capability.ident == CapabilityId.MSI and not self.legacy and self.msi is None:
-                self._add_device_msi(capability.offset)
+                self._add_device_msi(capability)
             elif capability.ident == CapabilityId.MSIX and not self.legacy and self.msix is None:
-                self._add_device_msix(capability.offset)
+                self._add_device_msix(capability)
             elif capability.ident in SHOWN:
                 self.config.place_capability(capability.offset, capability.ident, b"")
-        self._shows_capabilities = bool(self.config.get(Offset.STATUS, 2) & Status.CAPABILITIES)
 
-    def _add_device_msi(self, offset: int) -> None:
-        count = self.host.interrupts[IrqIndex.MSI].count
-        control = self.host.read_config(offset + 2, 2)
-        vectors = min(1 << (control >> 1 & 7), 32)
-        while vectors > count:
+    def _add_device_msi(self, capability: Found) -> None:
+        control = self.host.read_config(capability.offset + 2, 2)
+        vectors = min(1 << (control >> 1 & 7), MSI_MAXIMUM)
+        while vectors > self.host.interrupts[IrqIndex.MSI].count:
             vectors >>= 1
-        size = 10 + (4 if control & 0x80 else 0) + (10 if control & 0x100 else 0)
-        if vectors and offset + size <= SIZE:
-            self.msi = Msi(
-                self.config,
-                self.environment.send_msi,
-                vectors,
-                at=offset,
-                wide=bool(control & 0x80),
-                maskable=bool(control & 0x100),
-            )
+        wide, maskable = bool(control & MsiControl.WIDE), bool(control & MsiControl.MASKABLE)
+        if vectors and capability.size >= msi_size(wide=wide, maskable=maskable):
+            send = self.environment.send_msi
+            self.msi = Msi(self.config, send, vectors, at=capability.offset, wide=wide, maskable=maskable)
             self.capabilities.append(self.msi)
 
-    def _add_device_msix(self, offset: int) -> None:
-        if offset + Msix.size > SIZE or not self.host.interrupts[IrqIndex.MSIX].count:
+    def _add_device_msix(self, capability: Found) -> None:
+        offset = capability.offset
+        if capability.size < Msix.size or not self.host.interrupts[IrqIndex.MSIX].count:
             return
         vectors = (self.host.read_config(offset + 2, 2) & 0x7FF) + 1
         table, pending = (self.host.read_config(offset + at, 4) for at in (4, 8))

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from pyhyve.hw.pci.capabilities import CapabilityId
 from pyhyve.hw.pci.config_space import FIRST_CAPABILITY, SIZE, Offset, Status
+from pyhyve.hw.pci.msi import Control, msi_size
+from pyhyve.hw.pci.msix import Msix
 
 Read = Callable[[int, int], int]
 """Reads the device's configuration: offset, size."""
@@ -25,9 +27,6 @@ Read = Callable[[int, int], int]
 POWER, VITAL, ADVANCED = 0x01, 0x03, 0x13
 SHOWN = frozenset({POWER, VITAL, CapabilityId.VENDOR, CapabilityId.EXPRESS, ADVANCED})
 """Power management, vital product data, vendor-specific, PCI Express, advanced features (function-level reset)."""
-
-_MSI_WIDE, _MSI_MASKABLE = 0x80, 0x100
-_MSIX_SIZE = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,10 @@ def find_capabilities(read: Read) -> list[Found]:
 def _size(ident: int, place: int, read: Read) -> int:
     """How long a capability is that is ours to answer; 0 for another one."""
     if ident == CapabilityId.MSIX:
-        return _MSIX_SIZE
+        return Msix.size
     if ident == CapabilityId.MSI:
         control = read(place + 2, 2)
-        return 10 + (4 if control & _MSI_WIDE else 0) + (10 if control & _MSI_MASKABLE else 0)
+        return msi_size(wide=bool(control & Control.WIDE), maskable=bool(control & Control.MASKABLE))
     return 0
 
 
