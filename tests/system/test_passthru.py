@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-import socket
 import struct
 import sys
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pexpect.fdpexpect import fdspawn
 
-from tests.system.console import Guest
+from tests.system.console import PATIENCE, Guest
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -50,9 +51,9 @@ class Machine:
         programs = b"".join(program(number) for number in range(PROGRAMS))
         self.data = programs + os.urandom(DISK - len(programs))
         self.disk.write_bytes(self.data)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        master, slave = os.openpty()
+        tty.setraw(slave)
+        self.wire = fdspawn(master, timeout=PATIENCE)
         page = PAGE.read_text().replace("\\\n", " ")
         examples = [shlex.split(block.partition("```")[0]) for block in page.split("```sh\n")[1:]]
         words = next(words for words in examples if any("passthru" in word for word in words))
@@ -64,7 +65,7 @@ class Machine:
         for name, path in files.items():
             words = [word.replace(name, path) for word in words]
         argv = ["-o", f"vmm.backend={backend}", *words[1:-1], "passthru"]
-        runner = [sys.executable, "-m", "tests.system.modelled_host", str(self.disk), f"tcp=127.0.0.1:{self.port}"]
+        runner = [sys.executable, "-m", "tests.system.modelled_host", str(self.disk), os.ttyname(slave)]
         self.guest = Guest([*runner, *argv])
 
 
@@ -73,6 +74,7 @@ def machine(backend: str, image, tmp_path_factory) -> Iterator[Machine]:
     machine = Machine(backend, image, tmp_path_factory.mktemp("passthru"))
     with machine.guest:
         yield machine
+    machine.wire.close()
 
 
 def test_the_disk_driver_binds_and_reads_by_dma(machine: Machine) -> None:
@@ -109,13 +111,11 @@ def test_messages_come_for_the_disk_and_the_pin_for_the_card(machine: Machine) -
 
 def test_the_serial_card_talks_both_ways(machine: Machine) -> None:
     assert "16550A" in machine.guest.output("grep ^1: /proc/tty/driver/serial")
-    with socket.create_connection(("127.0.0.1", machine.port), timeout=60) as wire:
-        machine.guest.output("stty -F /dev/ttyS1 raw -echo; seq 1 200 >/dev/ttyS1")
-        stream = wire.makefile()
-        assert [stream.readline() for _ in range(200)] == [f"{n}\n" for n in range(1, 201)]
-        machine.guest.output("(head -n 1 /dev/ttyS1 >/tmp/line) & sleep 0.2; grep ttyS1 /proc/interrupts >/tmp/lines")
-        wire.sendall(b"from the host\n")
-        assert machine.guest.output("wait; cat /tmp/line").splitlines()[-1] == "from the host"
+    machine.guest.output("stty -F /dev/ttyS1 raw -echo; seq 1 200 >/dev/ttyS1")
+    machine.wire.expect_exact("".join(f"{n}\n" for n in range(1, 201)))
+    machine.guest.output("(head -n 1 /dev/ttyS1 >/tmp/line) & sleep 0.2; grep ttyS1 /proc/interrupts >/tmp/lines")
+    machine.wire.send("from the host\n")
+    assert machine.guest.output("wait; cat /tmp/line").splitlines()[-1] == "from the host"
     _, count, kind, *_ = machine.guest.output("cat /tmp/lines").split()
     assert int(count) > 0
     assert kind == "IO-APIC"

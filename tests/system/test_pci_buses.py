@@ -44,7 +44,12 @@ def test_every_bus_is_a_root_of_its_own(guest: Guest) -> None:
     assert guest.output("dmesg | grep -i -e 'no compatible bridge window' -e 'address conflict' -e claim | cat") == ""
 
 
-def test_disks_in_one_slot_of_bus_1_are_read_and_written(guest: Guest, disks: list[Path]) -> None:
+@pytest.mark.parametrize("legacy", ["N", "Y"])
+def test_disks_in_one_slot_of_bus_1_are_read_and_written(guest: Guest, disks: list[Path], legacy: str) -> None:
+    """By memory (virtio 1.2) and by ports (0.9.5), both on bus 1."""
+    guest.output(f"rmmod virtio_blk virtio_pci && modprobe virtio_pci force_legacy={legacy} && modprobe virtio_blk")
+    features = guest.output("cat /sys/bus/pci/devices/0000:01:02.1/virtio*/features").strip()
+    assert features[32] == ("0" if legacy == "Y" else "1")  # VIRTIO_F_VERSION_1
     for disk in disks:
         node = guest.output(f"basename $(dirname $(grep -l {disk.name} /sys/class/block/*/serial))").strip()
         digest = hashlib.md5(disk.read_bytes()).hexdigest()
