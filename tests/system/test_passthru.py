@@ -96,8 +96,9 @@ def test_programs_that_dma_brings_where_others_were_run_as_they_are(machine: Mac
     run(f"for i in $(seq 0 {PROGRAMS - 1}); do dd if=/dev/vda of=/tmp/p$i bs=4096 skip=$i count=1 2>/dev/null; done")
     run("chmod +x /tmp/p*; mke2fs -F -b 4096 /dev/vda >/dev/null 2>&1; mkdir -p /m; mount -t ext4 /dev/vda /m")
     run("cp /tmp/p* /m/; umount /m; mount -t ext4 /dev/vda /m")
-    said = run(f"for i in $(seq 0 {PROGRAMS - 1}); do echo 3 >/proc/sys/vm/drop_caches; /m/p$i; done")
-    assert said.split() == [f"program{n:03}" for n in range(PROGRAMS)]
+    for order in (range(PROGRAMS), range(PROGRAMS - 1, -1, -1)):
+        said = run(f"echo 3 >/proc/sys/vm/drop_caches; for i in {' '.join(map(str, order))}; do /m/p$i; done")
+        assert said.split() == [f"program{n:03}" for n in order]
     run("umount /m")
 
 
