@@ -71,6 +71,7 @@ from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
 
 if TYPE_CHECKING:
+    from pyhyve.backends.vfio.container import Container
     from pyhyve.debug.gdb.server import GdbServer
 
 TIMER_IRQ, KEYBOARD_IRQ, RTC_IRQ, SCI_IRQ, MOUSE_IRQ = 0, 1, 8, 9, 12
@@ -162,6 +163,7 @@ class Machine:
         self._loaded = loaded
         self._uarts: list[Uart16550] = []
         self._chars: dict[str, CharBackend] = {}
+        self._container: Container | None = None
         self._started_ns = self._ended_ns = 0
         self.vcpus = VcpuSet(self._end)
         self.vcpus.traceback = config.get_bool("debug.traceback", False)
@@ -235,13 +237,33 @@ class Machine:
         self.pic: Pic | None = None
         self.ioapic: Ioapic | None = None
         if Chip.PIC in self.vm.provides:
-            self.irq = IrqRouter(self.vm.set_irq)
+            self.irq = IrqRouter(self.vm.set_irq, self._watch_eoi)
         else:
             self.pic, self.ioapic = Pic(self.vm.set_extint), Ioapic(self.vm.send_msi)
             self.pic.attach(self.pio)
             self.ioapic.attach(self.mmio)
             self.parts.update(pic=self.pic, ioapic=self.ioapic)
             self.irq = IrqRouter(wire(self.pic, self.ioapic))
+            self.ioapic.on_end = self.irq.ended
+            self.pic.on_end = self._isa_ended
+
+    def _watch_eoi(self, gsi: int) -> None:
+        """A device wants to hear of the ends of a line's interrupts, and the backend has the interrupt controllers."""
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closing.callback(os.close, fd)
+        self.vm.watch_eoi(gsi, fd)
+
+        def signalled() -> None:
+            os.eventfd_read(fd)
+            self.irq.ended(gsi)
+
+        self.loop.add_reader(fd, signalled)
+        self._closing.callback(self.loop.remove_reader, fd)
+
+    def _isa_ended(self, irq: int) -> None:
+        """The PIC's lock is held here: whoever waits for the end hears of it in the loop's thread."""
+        if self.irq.awaits_end(irq):
+            self.loop.call_soon_threadsafe(self.irq.ended, irq)
 
     def _make_vcpus(self, topology: Topology) -> None:
         config, vm = self.config, self.vm
@@ -337,10 +359,14 @@ class Machine:
             power=self.power,
             virtio_msix=self.config.get_bool("virtio_msix"),
             name=self.name,
+            direct=self.vm,
+            vfio=self._vfio,
+            device_wrote=self.vm.device_wrote,
         )
         taken = {KEYBOARD_IRQ, MOUSE_IRQ, *(irq for _, irq in COM_PORTS.values())}
         irqs = LegacyIrqs(reserved=taken, shared=(SCI_IRQ,))
         self.pci = PciBus(environment, IntxRouting(self.irq, self._make_level, irqs), self._memory_64)
+        self._closing.callback(self._close_vfio)
         self._closing.callback(self.pci.close)
         self.pci.attach()
         for address in read_slots(self.config):
@@ -354,6 +380,18 @@ class Machine:
                 function.override(*register)
         self.pci.finish()
         self.parts["pci"] = self.pci
+
+    def _vfio(self) -> Container:
+        """The container of the devices that the host gives, made for the first one."""
+        if self._container is None:
+            from pyhyve.backends.vfio.container import Container
+
+            self._container = Container(self.memory)
+        return self._container
+
+    def _close_vfio(self) -> None:
+        if self._container is not None:
+            self._container.close()
 
     def _make_serial_ports(self) -> None:
         for name, (port, irq) in COM_PORTS.items():
@@ -370,10 +408,7 @@ class Machine:
 
     def _write_tables(self, topology: Topology) -> int:
         """The firmware's tables; returns where ACPI's root pointer lies, 0 without ACPI."""
-        roots = self.pci.buses() or [0]
-        for address, function in self.pci.functions.items():
-            if address.bus and function.bars:
-                raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
+        roots = self.pci.buses()
         lasts = [*(bus - 1 for bus in roots[1:]), 255]
         lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") == "lpc"]
         interrupts = {
@@ -389,7 +424,7 @@ class Machine:
             domains=read_domains(self.config, topology.cpus, self.memory.regions),
             fwcfg_ports=self._isa.fwcfg_ports,
             pci_roots=tuple(
-                PciRoot(bus, last, root_windows(self._memory_64) if bus == roots[0] else ())
+                PciRoot(bus, last, root_windows(*(self.pci.windows_of(bus)[kind] for kind in BarKind), board=bus == 0))
                 for bus, last in zip(roots, lasts, strict=True)
             ),
             pci_interrupts=tuple(sorted(interrupts)),

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pyhyve.commands import doctor
+from tests.backends.vfio.model import ModelKernel
 
 V3 = "fpu vme avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
 
@@ -45,6 +46,24 @@ def test_kvm_missing_and_forbidden(tmp_path, monkeypatch):
     assert "forbidden" in found.text
 
 
+def test_passthru_says_what_is_missing_and_what_is_ready(monkeypatch):
+    kernel = ModelKernel({})
+    assert "no IOMMU" in doctor.examine_passthru(kernel).text
+    kernel.neighbours["0000:01:00.0"] = ("7", "e1000e")
+    assert "has no device" in doctor.examine_passthru(kernel).text
+    kernel.neighbours["0000:02:00.0"] = ("8", "vfio-pci")
+    found = doctor.examine_passthru(kernel)
+    assert found.good
+    assert found.text == "VFIO has 0000:02:00.0"
+    assert kernel.fds == {}
+    kernel.forbidden.add("/dev/vfio/vfio")
+    assert "does not open: Permission denied" in doctor.examine_passthru(kernel).text
+    kernel.missing.add("/dev/vfio/vfio")
+    found = doctor.examine_passthru(kernel)
+    assert found.good is None
+    assert "modprobe vfio-pci" in found.text
+
+
 def test_no_compiler_and_no_apt(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
@@ -63,4 +82,6 @@ def test_the_command_reports_every_finding_on_a_line():
     )
     assert done.returncode in (0, 1)
     names = [line.split()[1] for line in done.stdout.splitlines()]
-    assert names == ["python", "cpu", "virtualization", "kvm", "backend", "compiler", "apt", "memory", "terminal"]
+    assert names == [
+        "python", "cpu", "virtualization", "kvm", "backend", "passthru", "compiler", "apt", "memory", "terminal",
+    ]  # fmt: skip

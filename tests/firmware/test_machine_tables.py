@@ -45,6 +45,10 @@ def source(machine, tmp_path):
     """The DSDT, disassembled."""
     if shutil.which("iasl") is None:
         pytest.skip("iasl (Debian: acpica-tools) is not installed")
+    return disassembled(machine, tmp_path)
+
+
+def disassembled(machine, tmp_path):
     (tmp_path / "DSDT.dat").write_bytes(find_tables(machine.memory, RSDP)["DSDT"])
     for command in (["iasl", "-d", "DSDT.dat"], ["iasl", "-p", "again", "DSDT.dsl"]):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -88,3 +92,39 @@ def test_the_mp_table_wires_the_same(machine):
     routes = machine.pci.routes()
     assert wired == {(route.address.device, route.pin - 1): route.gsi for route in routes}
     assert {route.address.device for route in routes} == {3, 4}
+
+
+def test_each_bus_is_a_root_with_its_own_windows_and_routes(tmp_path):
+    if shutil.which("iasl") is None:
+        pytest.skip("iasl (Debian: acpica-tools) is not installed")
+    slots = {"0.0.0": "hostbridge", "0.31.0": "lpc", **dict.fromkeys(("2.3.0", "2.3.1", "17.1.0"), "virtio-rnd")}
+    config = Config.of(
+        {
+            "name": "roots",
+            "memory.size": "16M",
+            "vmm.backend": find_backend("soft").name,
+            **{f"pci.{slot}.device": name for slot, name in slots.items()},
+            "acpi_tables": True,
+            "boot.kernel": kernels.build(kernels.SPIN),
+        }
+    )
+    with Machine(config) as machine:
+        text = disassembled(machine, tmp_path)
+        roots = dict(re.findall(r"Device \((PC\w+)\)(.*?)(?=Device \(PC|Device \(HPET)", text, re.DOTALL))
+        assert sorted(roots) == ["PC02", "PC11", "PCI0"]
+        for name, bus in (("PCI0", 0), ("PC02", 2), ("PC11", 17)):
+            windows = machine.pci.windows_of(bus)
+            window = r"(WordIO|DWordMemory|QWordMemory) .*?// Granularity\s*(\w+), *// Range Minimum\s*(\w+),"
+            producers = re.findall(window, roots[name], re.DOTALL)
+            told = [(kind, int(first, 16), int(last, 16) + 1) for kind, first, last in producers]
+            expected = list(zip(("WordIO", "DWordMemory", "QWordMemory"), windows.values(), strict=True))
+            if bus == 0:
+                assert told[0] == ("WordIO", 0, 0xCF8)
+                assert told[1] == ("WordIO", 0xD00, expected[0][1][1])
+                told[0:2] = [(expected[0][0], *expected[0][1])]
+            assert told == [(kind, *window) for kind, window in expected]
+        for name, slot in (("PC02", "0x0003FFFF"), ("PC11", "0x0001FFFF")):
+            assert slot in roots[name]
+        assert "_PRT" not in roots["PCI0"]
+        mcfg = find_tables(machine.memory, RSDP)["MCFG"]
+        assert struct.unpack_from("<QHBB", mcfg, 44) == (0xE0000000, 0, 0, 255)

@@ -10,8 +10,8 @@ def pci_interrupts(pins):
     irqs, routed = LegacyIrqs(reserved=(3, 4, 12), shared=(9,)), {}
     found = []
     for bus, device, pin in pins:
-        pirq = pirq_of(device, pin)
+        pirq = pirq_of(device, pin, bus)
         if pirq not in routed:
             routed[pirq] = irqs.allocate()
-        found.append(PciInterrupt(bus, device, pin, pirq, gsi_of(device, pin), routed[pirq]))
+        found.append(PciInterrupt(bus, device, pin, pirq, gsi_of(device, pin, bus), routed[pirq]))
     return tuple(found)

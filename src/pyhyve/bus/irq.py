@@ -2,7 +2,8 @@
 
 A device asks the router for a line and raises and lowers it. Several devices may share a GSI: its level is the OR of
 their lines, and only a change of that level is delivered. ``deliver`` is the backend's ``set_irq``, or a function that
-feeds the models of the PIC and the I/O APIC. GSIs 0 to 15 are the ISA interrupts of the same number.
+feeds the models of the PIC and the I/O APIC; who drives these tells ``ended`` of the guest's EOIs. GSIs 0 to 15 are
+the ISA interrupts of the same number.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ SendMsi = Callable[[int, int], None]
 class IrqRouter:
     """All interrupt lines of a machine."""
 
-    def __init__(self, deliver: Deliver) -> None:
+    def __init__(self, deliver: Deliver, watch: Callable[[int], None] | None = None) -> None:
         self._deliver = deliver
+        self._watch = watch
+        self._on_end: dict[int, list[Callable[[], None]]] = {}
         self.raised = [0] * GSIS
         """How often each GSI went from low to high."""
         self._holders = [0] * GSIS
@@ -86,6 +89,25 @@ class IrqRouter:
         """The lines connected to ``gsi``."""
         with self._lock:
             return [line for line in self._lines if line.gsi == gsi]
+
+    def on_end(self, gsi: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the guest has ended an interrupt of ``gsi``, as the interrupt controllers see it.
+
+        For devices whose hardware waits for that. ``watch`` hears of the first callback of a GSI.
+        """
+        callbacks = self._on_end.setdefault(gsi, [])
+        callbacks.append(callback)
+        if len(callbacks) == 1 and self._watch is not None:
+            self._watch(gsi)
+
+    def awaits_end(self, gsi: int) -> bool:
+        """Whether anybody wants to hear of the end of an interrupt of ``gsi``."""
+        return gsi in self._on_end
+
+    def ended(self, gsi: int) -> None:
+        """The guest has ended an interrupt of ``gsi``. Call it with no device's lock held."""
+        for callback in self._on_end.get(gsi, ()):
+            callback()
 
     def interpose(self, wrap: Callable[[Deliver], Deliver]) -> None:
         """Put what ``wrap`` makes of the way to the interrupt controllers in its place: for who wants to look on."""

@@ -14,6 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyhyve.backends.vfio.system import System
 
 # x86-64-v3 (x86-64 psABI, micro-architecture levels) by the names of /proc/cpuinfo. The engine's address translation
 # is made of BMI2 instructions; the rest is what its guests are told they have.
@@ -90,6 +94,28 @@ def examine_backends() -> Iterable[Finding]:
         yield Finding("backend", True, f"guests run on {why}")
 
 
+def examine_passthru(system: System | None = None) -> Finding:
+    """Whether devices of the host can be given to a guest. Nobody has to want that: nothing of it is bad."""
+    from pyhyve.backends.vfio import host
+    from pyhyve.backends.vfio.system import LinuxSystem
+
+    system = system or LinuxSystem()
+    if not host.has_iommu(system):
+        text = "no IOMMU: it is off in the firmware's setup or in the host's kernel (intel_iommu=on), or there is none"
+        return Finding("passthru", None, text)
+    if not system.exists(host.CONTAINER):
+        return Finding("passthru", None, f"no {host.CONTAINER}: load VFIO with modprobe vfio-pci")
+    try:
+        system.close(system.open(host.CONTAINER))
+    except OSError as error:
+        return Finding("passthru", None, f"{host.CONTAINER} does not open: {error.strerror}")
+    devices = host.ready_devices(system)
+    if not devices:
+        text = "VFIO is there, but has no device: driverctl set-override DDDD:BB:SS.F vfio-pci gives it one"
+        return Finding("passthru", None, text)
+    return Finding("passthru", True, f"VFIO has {', '.join(devices)}")
+
+
 def examine_compiler() -> Finding:
     names = os.environ.get("CC", "").split()[:1] or ["cc", "gcc"]
     for name in names:
@@ -139,6 +165,7 @@ def examine() -> list[Finding]:
         *examine_cpu(cpuinfo),
         examine_kvm(),
         *examine_backends(),
+        examine_passthru(),
         examine_compiler(),
         examine_apt(),
         examine_memory(meminfo),

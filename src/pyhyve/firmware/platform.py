@@ -59,15 +59,25 @@ class PciInterrupt:
     irq: int
 
 
-def root_windows(memory_64: tuple[int, int] = (0xD000000000, 0xF000000000)) -> tuple[Window, ...]:
-    """What the first root bus passes on: ports, memory below 4 GiB, and ``memory_64`` (first address, end)."""
-    return (
+def root_windows(
+    ports: tuple[int, int] = (0x2000, 0x10000),
+    memory_32: tuple[int, int] = (0xC0000000, 0xE0000000),
+    memory_64: tuple[int, int] = (0xD000000000, 0xF000000000),
+    *,
+    board: bool = True,
+) -> tuple[Window, ...]:
+    """What a root bus passes on: first addresses and ends. With ``board``, the ports of the board's devices too."""
+    found = [
+        Window(kind, first, end - 1)
+        for kind, (first, end) in (
+            (WindowKind.IO, ports), (WindowKind.MEMORY_32, memory_32), (WindowKind.MEMORY_64, memory_64),
+        )
+        if first < end
+    ]  # fmt: skip
+    if board:
         # the gap is the PCI configuration ports' own
-        Window(WindowKind.IO, 0x0000, 0x0CF7),
-        Window(WindowKind.IO, 0x0D00, 0xFFFF),
-        Window(WindowKind.MEMORY_32, 0xC0000000, 0xDFFFFFFF),
-        Window(WindowKind.MEMORY_64, memory_64[0], memory_64[1] - 1),
-    )
+        found[0:1] = [Window(WindowKind.IO, 0x0000, 0x0CF7), Window(WindowKind.IO, 0x0D00, ports[1] - 1)]
+    return tuple(found)
 
 
 DEFAULT_WINDOWS = root_windows()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyhyve.bus.irq import IrqRouter
 from pyhyve.bus.mmio import MmioBus
@@ -12,6 +12,9 @@ from pyhyve.bus.pio import PioBus
 from pyhyve.loop import EventLoop
 from pyhyve.memory import GuestMemory
 from pyhyve.vmm.exits import SuspendReason
+
+if TYPE_CHECKING:
+    from pyhyve.backends.vfio.container import Container
 
 
 class Doorbells(Protocol):
@@ -24,6 +27,22 @@ class Doorbells(Protocol):
     def remove_doorbell(
         self, address: int, size: int, fd: int, *, pio: bool = False, match: int | None = None
     ) -> None: ...
+
+
+class DirectPaths(Protocol):
+    """The part of ``VirtualMachine`` that lets a device of the host and the guest meet without a thread of ours."""
+
+    def map_host(self, gpa: int, size: int, address: int) -> bool: ...
+
+    def unmap_host(self, gpa: int) -> None: ...
+
+    def bind_msi(self, fd: int, address: int, data: int) -> bool: ...
+
+    def unbind_msi(self, fd: int) -> None: ...
+
+
+def _nothing() -> None:
+    """Nobody caches what is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +61,8 @@ class Environment:
     """Whether virtio devices signal with MSI-X; else (``-W``) with one MSI vector."""
     name: str = ""
     """The machine's."""
+    direct: DirectPaths | None = None
+    vfio: Callable[[], Container] | None = None
+    """The container for devices of the host, made when the first one asks."""
+    device_wrote: Callable[[], None] = _nothing
+    """To be called when hardware may have written guest memory: code that was translated from there may be stale."""

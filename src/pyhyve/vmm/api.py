@@ -151,6 +151,24 @@ class VirtualMachine(ABC):
     def memory_written(self, gpa: int, length: int) -> None:
         """Tell that the VMM wrote guest memory: code translated from there is stale. Cheap where it means nothing."""
 
+    def device_wrote(self) -> None:
+        """Tell that hardware may have written guest memory anywhere, by DMA, since the last call.
+
+        Code translated from there is stale. Cheap where it means nothing.
+        """
+        return None
+
+    def map_host(self, gpa: int, size: int, address: int) -> bool:
+        """Let the guest reach ``size`` bytes of this process's memory at ``gpa`` (a device's registers) without exits.
+
+        All are multiples of 4096. False where the backend cannot: accesses exit as before.
+        """
+        return False
+
+    def unmap_host(self, gpa: int) -> None:
+        """Undo a ``map_host`` that returned True."""
+        raise BackendError(f"no mapping starts at {gpa:#x}")
+
     @abstractmethod
     def create_vcpu(self, index: int) -> VirtualCpu:
         """Make vCPU ``index`` (its local APIC id too) in the architectural reset state."""
@@ -174,6 +192,10 @@ class VirtualMachine(ABC):
         """
         raise BackendError("this backend brings no PIC")
 
+    def watch_eoi(self, gsi: int, fd: int) -> None:
+        """Signal eventfd ``fd`` when the guest has ended an interrupt of line ``gsi`` (backends with ``ioapic``)."""
+        raise BackendError("this backend has no interrupt lines")
+
     @abstractmethod
     def set_extint(self, level: bool) -> None:
         """Drive the INTR line of the machine's own PIC into LINT0 of vCPU 0 (backends without ``pic``)."""
@@ -184,6 +206,17 @@ class VirtualMachine(ABC):
 
         Bit 15 of ``data`` is the trigger mode: for a level-triggered vector an ``IoapicEoi`` exit follows the EOI.
         """
+
+    def bind_msi(self, fd: int, address: int, data: int) -> bool:
+        """Have signals on eventfd ``fd`` send this message without a thread of the machine, until ``unbind_msi``.
+
+        Called again for another message. False where the backend cannot: the machine reads the eventfd and sends it.
+        """
+        return False
+
+    def unbind_msi(self, fd: int) -> None:
+        """Undo a ``bind_msi`` that returned True."""
+        raise BackendError("no message is bound")
 
     @abstractmethod
     def add_doorbell(self, address: int, size: int, fd: int, *, pio: bool = False, match: int | None = None) -> None:

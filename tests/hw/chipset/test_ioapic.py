@@ -84,6 +84,25 @@ def test_masked_edge_is_lost(rig: Rig) -> None:
     assert rig.sent == []
 
 
+def test_the_end_of_a_pins_interrupt_is_told_before_it_is_sent_again(rig: Rig) -> None:
+    ended: list[int] = []
+
+    def on_end(pin: int) -> None:
+        ended.append(pin)
+        rig.ioapic.set_irq(pin, False)
+
+    rig.ioapic.on_end = on_end
+    for pin, low in ((16, 0xA041), (17, 0xA042), (4, 0x41)):
+        rig.program(pin, low)
+        rig.ioapic.set_irq(pin, True)
+    rig.sent.clear()
+    rig.ioapic.eoi(0x41)
+    assert ended == [16]
+    assert rig.sent == []
+    rig.ioapic.eoi(0x41)
+    assert ended == [16]
+
+
 def test_level_waits_for_eoi_and_is_sent_again_while_the_line_is_active(rig: Rig) -> None:
     rig.program(16, 0xA041)
     rig.ioapic.set_irq(16, True)

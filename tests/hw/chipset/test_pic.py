@@ -70,6 +70,20 @@ def test_pulse_is_remembered(rig: Rig) -> None:
     assert rig.pic.acknowledge() == 0x30
 
 
+@pytest.mark.parametrize(
+    ("irq", "port", "command"), [(5, 0x20, 0x20), (5, 0x20, 0x65), (10, 0xA0, 0x20), (10, 0xA0, 0x62)]
+)
+def test_the_end_of_an_interrupt_is_told(rig: Rig, irq: int, port: int, command: int) -> None:
+    ended: list[int] = []
+    rig.pic.on_end = ended.append
+    rig.pic.set_irq(irq, True)
+    rig.out(port, command)
+    assert ended == []  # none is in service yet
+    rig.pic.acknowledge()
+    rig.out(port, command)
+    assert ended == [irq]
+
+
 def test_level_is_served_again_after_eoi_while_the_line_is_high(rig: Rig) -> None:
     rig.out(0x4D0, 0x20)
     rig.pic.set_irq(5, True)

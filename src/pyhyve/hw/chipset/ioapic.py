@@ -67,6 +67,8 @@ class Ioapic:
         self.lock = threading.RLock()
         self._send_msi = send_msi
         self._initial_id = ident
+        self.on_end: Callable[[int], None] | None = None
+        """Called with the pin whose interrupt the guest has ended."""
         self._inputs = 0
         self.reset()
 
@@ -86,6 +88,10 @@ class Ioapic:
 
     def eoi(self, vector: int) -> None:
         """The end of a level-triggered interrupt, broadcast by a local APIC."""
+        if self.on_end is not None:
+            # Without the lock, and before the entry may send again: what hears of it may release the pin.
+            for pin in [p for p, entry in enumerate(self._table) if entry & _REMOTE_IRR and entry & 0xFF == vector]:
+                self.on_end(pin)
         with self.lock:
             for pin, entry in enumerate(self._table):
                 if entry & _REMOTE_IRR and entry & 0xFF == vector:

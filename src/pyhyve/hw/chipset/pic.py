@@ -216,6 +216,8 @@ class Pic:
     def __init__(self, on_intr: Callable[[bool], None]) -> None:
         self.lock = threading.RLock()
         self._on_intr = on_intr
+        self.on_end: Callable[[int], None] | None = None
+        """Called with the ISA interrupt that the guest has ended by a command; with the lock held."""
         self._intr = False
         self._master = Chip8259(is_master=True)
         self._slave = Chip8259()
@@ -269,7 +271,14 @@ class Pic:
             return value
 
         def write(offset: int, size: int, value: int) -> None:
+            before = chip.isr
             chip.write(offset, value)
+            ended = before & ~chip.isr
+            if ended and self.on_end is not None:
+                first = 0 if chip.is_master else 8
+                for irq in range(8):
+                    if ended >> irq & 1:
+                        self.on_end(first + irq)
             self._update()
 
         return Callbacks(read, write)

@@ -69,14 +69,16 @@ class Bar:
         """The address in the registers."""
         return config.get(self._offset, 4 * self._dwords) & ~(self.size - 1)
 
+    def decoded(self, config: ConfigSpace) -> bool:
+        """Whether the command register lets it answer."""
+        return bool(config.get(Offset.COMMAND, 2) & (Command.IO if self.kind is BarKind.IO else Command.MEMORY))
+
     def update(self, config: ConfigSpace, pio: PioBus, mmio: MmioBus) -> bool:
         """Be on the bus where registers and command say; True if that changed something.
 
         A place outside the space leaves the BAR undecoded until it is moved; a place that is taken, until it is free.
         """
-        command = config.get(Offset.COMMAND, 2)
-        decoded = command & (Command.IO if self.kind is BarKind.IO else Command.MEMORY)
-        address = self.address(config) if decoded else None
+        address = self.address(config) if self.decoded(config) else None
         if address == 0 or (self.kind is BarKind.IO and address is not None and address + self.size > PORTS):
             address = None
         if address == self.mapped:

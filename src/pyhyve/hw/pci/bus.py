@@ -6,6 +6,9 @@ Base Specification 3.0, §7.2.2 (ECAM, memory-mapped).
 A configuration access finds the function by bus, device and function number and goes to its configuration space under
 the function's lock; nobody there reads as all ones. Functions are placed once, at start: the bus gives their BARs
 addresses, as firmware would, and turns decoding on.
+
+Each bus is a root of its own, as in bhyve: there are no bridges between them. So each has its part of the windows,
+which firmware tells the guest.
 """
 
 from __future__ import annotations
@@ -36,6 +39,9 @@ WINDOWS: dict[BarKind, tuple[int, int]] = {
     BarKind.MEMORY_64: (0xD000000000, 0xF000000000),
 }
 """First address, and the one after the last, for each kind of BAR; the last one where bhyve has it."""
+
+BUS_STEPS: dict[BarKind, int] = {BarKind.IO: 0x20, BarKind.MEMORY_32: 1 << 20, BarKind.MEMORY_64: 512 << 20}
+"""A bus's part of a window ends at a multiple of this, and has at least as much room for a guest that moves BARs."""
 
 
 def memory_64_window(memory_end: int, physical_bits: int) -> tuple[int, int]:
@@ -91,6 +97,8 @@ class PciBus:
         self._routes: list[InterruptRoute] = []
         self._by_number: dict[int, PciFunction] = {}  # bus << 8 | device << 3 | function
         self._next = {kind: start for kind, (start, _) in self.windows.items()}
+        self._starts: dict[int, dict[BarKind, int]] = {0: dict(self._next)}
+        """Where each bus's part of each window begins; it ends where the next bus's begins."""
         self._selected = 0
 
     def attach(self) -> None:
@@ -108,7 +116,11 @@ class PciBus:
         if address in self.functions:
             raise DeviceError(f"pci slot {address} is used twice")
         function = registry.find(name)(self.environment, options)
-        self.add(address, function)
+        try:
+            self.add(address, function)
+        except BaseException:
+            function.close()
+            raise
         return function
 
     def add(self, address: PciAddress, function: PciFunction) -> None:
@@ -117,6 +129,7 @@ class PciBus:
             raise DeviceError(f"no such pci slot: {address}")
         if address in self.functions:
             raise DeviceError(f"pci slot {address} is used twice")
+        self._begin_bus(address)
         config = function.config
         command = config.get(Offset.COMMAND, 2)
         for bar in function.bars:
@@ -127,7 +140,7 @@ class PciBus:
         if function.wants_intx:
             number = address.function % 4 + 1
             try:
-                pin = self.intx.pin(address.device, number)
+                pin = self.intx.pin(address.device, number, address.bus)
             except ValueError as error:
                 raise DeviceError(f"pci slot {address}: {error}") from None
             irq = self.intx.register(pin.pirq)
@@ -153,8 +166,27 @@ class PciBus:
         return sorted(self._routes, key=lambda route: route.address)
 
     def buses(self) -> list[int]:
-        """The buses with functions on them."""
-        return sorted({address.bus for address in self.functions})
+        """The buses with functions on them, and bus 0, behind which the board's own devices are."""
+        return sorted(self._starts)
+
+    def windows_of(self, bus: int) -> dict[BarKind, tuple[int, int]]:
+        """The part of each window that is ``bus``'s: first address, and the one after the last."""
+        following = next((self._starts[other] for other in self.buses() if other > bus), None)
+        return {
+            kind: (start, self.windows[kind][1] if following is None else following[kind])
+            for kind, start in self._starts[bus].items()
+        }
+
+    def _begin_bus(self, address: PciAddress) -> None:
+        """Buses are filled one after the other, each with a part of the windows of its own."""
+        last = max(self._starts)
+        if address.bus < last:
+            raise DeviceError(f"pci slot {address}: bus {last} has been begun already")
+        if address.bus > last:
+            for kind, step in BUS_STEPS.items():
+                room = self._next[kind] + step
+                self._next[kind] = min((room + step - 1) & -step, self.windows[kind][1])
+            self._starts[address.bus] = dict(self._next)
 
     def _allocate(self, kind: BarKind, size: int) -> int:
         size = max(size, 4096) if kind is not BarKind.IO else size  # devices do not share a page

@@ -135,6 +135,12 @@ class ConfigSpace:
         ``writable`` is the write mask of the body, zero where it is shorter. Raises ``DeviceError`` if it does not fit.
         """
         offset = self._next_capability
+        self.place_capability(offset, ident, body, writable)
+        self._next_capability = (offset + 2 + len(body) + 3) & ~3
+        return offset
+
+    def place_capability(self, offset: int, ident: int, body: bytes, writable: bytes = b"") -> None:
+        """The same at a place that the caller knows to be free."""
         end = offset + 2 + len(body)
         if end > SIZE:
             raise DeviceError("too many PCI capabilities for one function")
@@ -142,9 +148,7 @@ class ConfigSpace:
         self._data[offset:end] = bytes((ident, 0)) + body
         self._writable[offset:end] = bytes(2) + writable.ljust(len(body), b"\0")[: len(body)]
         self._last_link = offset + 1
-        self._next_capability = (end + 3) & ~3
         self.set(Offset.STATUS, 2, self.get(Offset.STATUS, 2) | Status.CAPABILITIES)
-        return offset
 
     def save(self) -> State:
         """The values; the masks belong to the device."""

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 from pyhyve.bus.handler import Handler
 from pyhyve.config import TRUE
 from pyhyve.hw.environment import Environment
-from pyhyve.hw.pci.bar import BARS, Bar, BarKind
+from pyhyve.hw.pci.bar import Bar, BarKind
 from pyhyve.hw.pci.capabilities import Capability
 from pyhyve.hw.pci.config_space import MULTI_FUNCTION, SIZE, Command, ConfigSpace, Identity, Offset, Status
 from pyhyve.hw.pci.intx import IntxPin
 from pyhyve.hw.pci.msi import Msi
 from pyhyve.hw.pci.msix import Msix
+from pyhyve.hw.pci.rom import Rom
 from pyhyve.lifecycle import State, check_version, saved_dict, saved_list
 
 if TYPE_CHECKING:
     from pyhyve.hw.pci.bus import PciAddress, PciBus
 
 _COMMAND, _BUS_MASTER = int(Offset.COMMAND), int(Command.BUS_MASTER)  # plain numbers are quicker than flags
-_BAR_END = Offset.BAR0 + 4 * BARS
+_BAR_END = Offset.ROM + 4  # there is nothing to be written between the BARs and the ROM's register
 
 
 class Intx:
@@ -99,6 +100,12 @@ class PciFunction:
         bar.install(self.config)
         self.bars.append(bar)
         return bar
+
+    def add_rom(self, image: bytes, name: str) -> None:
+        """Offer an expansion ROM."""
+        rom = Rom.make(image, name, self.lock)
+        rom.install(self.config)
+        self.bars.append(rom)
 
     def use_intx(self) -> None:
         """Declare an interrupt pin; the bus connects it."""

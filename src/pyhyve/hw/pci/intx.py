@@ -2,16 +2,17 @@
 
 Documents: PCI Local Bus Specification 3.0, §2.2.6; PIRQ routing registers: Intel 82371SB data sheet §2.2.6.
 
-Pin *p* (1 is INTA) of device *d* is wired to PIRQ (4 + *d* + *p*) mod 8, as bhyve's boot ROM expects it. Each PIRQ is
-one I/O APIC input, 16 to 23, and for a guest that uses the PIC also the ISA interrupt in its routing register, which
-the LPC bridge shows. A PIRQ that no function uses is not routed; the others get an interrupt when their first function
-is placed, from ``LegacyIrqs``, as firmware would give it.
+Pin *p* (1 is INTA) of device *d* is wired to PIRQ (4 + *d* + *p*) mod 8, as bhyve's boot ROM expects it; each further
+bus begins one PIRQ later. Each PIRQ is one I/O APIC input, 16 to 23, and for a guest that uses the PIC also the ISA
+interrupt in its routing register, which the LPC bridge shows. A PIRQ that no function uses is not routed; the others
+get an interrupt when their first function is placed, from ``LegacyIrqs``, as firmware would give it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from pyhyve.bus.irq import IrqLine, IrqRouter
 from pyhyve.hw.chipset.legacy_irq import ROUTABLE, LegacyIrqs
@@ -22,14 +23,14 @@ FIRST_GSI = 16
 DISABLED = 0x80
 
 
-def pirq_of(device: int, pin: int) -> int:
+def pirq_of(device: int, pin: int, bus: int = 0) -> int:
     """The PIRQ (0-7) of pin 1-4 of a device."""
-    return (4 + device + pin) % PIRQS
+    return (4 + bus + device + pin) % PIRQS
 
 
-def gsi_of(device: int, pin: int) -> int:
+def gsi_of(device: int, pin: int, bus: int = 0) -> int:
     """The I/O APIC input of a pin."""
-    return FIRST_GSI + pirq_of(device, pin)
+    return FIRST_GSI + pirq_of(device, pin, bus)
 
 
 class IntxPin:
@@ -47,6 +48,10 @@ class IntxPin:
         if level != self.level:
             self.level = level
             self._routing.change(self.pirq, level)
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call ``callback``, with no lock held, when the guest has ended an interrupt that came by this pin's PIRQ."""
+        self._routing.on_end(self.pirq, callback)
 
 
 class IntxRouting:
@@ -71,9 +76,9 @@ class IntxRouting:
         self._registers = [DISABLED] * PIRQS
         self._firmware = [DISABLED] * PIRQS  # what ``reset`` goes back to
 
-    def pin(self, device: int, pin: int) -> IntxPin:
+    def pin(self, device: int, pin: int, bus: int = 0) -> IntxPin:
         """A function's pin (1-4). The first one of a PIRQ gets an ISA interrupt for it."""
-        pirq = pirq_of(device, pin)
+        pirq = pirq_of(device, pin, bus)
         if self._firmware[pirq] == DISABLED:
             irq = self._firmware[pirq] = self._irqs.allocate()
             if self._make_level is not None:
@@ -113,6 +118,17 @@ class IntxRouting:
             line = self._isa_lines[pirq]
             if line is not None:
                 line.set(held)
+
+    def on_end(self, pirq: int, callback: Callable[[], None]) -> None:
+        """Hear of the ends of a PIRQ's interrupts, at the I/O APIC and at the PIC wherever it is routed there."""
+        self._router.on_end(FIRST_GSI + pirq, callback)
+
+        def ended(irq: int) -> None:
+            if self.isa_irq(pirq) == irq:
+                callback()
+
+        for irq in sorted(ROUTABLE):
+            self._router.on_end(irq, partial(ended, irq))
 
     def reset(self) -> None:
         """The routing that firmware sets up."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import IntFlag
 
 from pyhyve.errors import DeviceError
@@ -25,6 +26,7 @@ NO_VECTOR = 0xFFFF
 
 _PAGE = 4096
 _entry = struct.Struct("<QII")
+_CONTROL = 12  # of an entry
 _MASKED = 1
 # what a guest can change of an entry: address without its two low bits, data, the mask
 _WRITABLE = _entry.pack(0xFFFFFFFFFFFFFFFC, 0xFFFFFFFF, _MASKED)
@@ -40,12 +42,32 @@ _MASK_ALL, _ENABLE, _BUS_MASTER = int(Control.MASK_ALL), int(Control.ENABLE), in
 _COMMAND = int(Offset.COMMAND)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a passed-through device has its capability, and what its table and pending-bits registers say."""
+
+    capability: int
+    table: int
+    pending: int
+
+
 class Msix:
-    """``vectors`` interrupts, with the table in BAR ``bar``, whose handler this is."""
+    """``vectors`` interrupts, with the table in BAR ``bar``, whose handler this is.
+
+    With ``place`` the table and the pending bits lie elsewhere, and the handler there uses ``read_pending`` as well.
+    """
 
     size = 12
 
-    def __init__(self, config: ConfigSpace, send: Callable[[int, int], None], vectors: int, bar: int) -> None:
+    def __init__(
+        self,
+        config: ConfigSpace,
+        send: Callable[[int, int], None],
+        vectors: int,
+        bar: int,
+        *,
+        place: Place | None = None,
+    ) -> None:
         if not 1 <= vectors <= MAXIMUM:
             raise ValueError(f"MSI-X has 1 to {MAXIMUM} vectors, not {vectors}")
         self.vectors = vectors
@@ -54,9 +76,14 @@ class Msix:
         self._table = bytearray()
         self._pending = 0
         self.pending_offset = -(-vectors * ENTRY // _PAGE) * _PAGE
-        body = struct.pack("<HII", vectors - 1, bar, self.pending_offset | bar)
+        table, pending = (bar, self.pending_offset | bar) if place is None else (place.table, place.pending)
+        body = struct.pack("<HII", vectors - 1, table, pending)
         writable = int(Control.ENABLE | Control.MASK_ALL).to_bytes(2, "little")
-        self.offset = config.add_capability(CapabilityId.MSIX, body, writable)
+        if place is None:
+            self.offset = config.add_capability(CapabilityId.MSIX, body, writable)
+        else:
+            config.place_capability(place.capability, CapabilityId.MSIX, body, writable)
+            self.offset = place.capability
         self.reset()
 
     @property
@@ -83,6 +110,14 @@ class Msix:
         elif self._config.get(_COMMAND, 2) & _BUS_MASTER:
             self._send(address, data)
 
+    def message(self, vector: int) -> tuple[int, int] | None:
+        """Address and data that ``notify`` would send now, None if it would not."""
+        control = self._config.get(self.offset + 2, 2)
+        if not control & _ENABLE or control & _MASK_ALL or not self._config.get(_COMMAND, 2) & _BUS_MASTER:
+            return None
+        address, data, masked = _entry.unpack_from(self._table, vector * ENTRY)
+        return None if masked & _MASKED else (address, data)
+
     def written(self) -> None:
         """The guest has switched the whole function; send what is no longer masked."""
         self._flush()
@@ -92,8 +127,16 @@ class Msix:
         if offset + size <= len(self._table):
             return int.from_bytes(self._table[offset : offset + size], "little")
         if offset >= self.pending_offset:
-            return self._pending >> 8 * (offset - self.pending_offset) & (1 << 8 * size) - 1
+            return self.read_pending(offset - self.pending_offset, size)
         return 0
+
+    def read_pending(self, offset: int, size: int) -> int:
+        """``size`` bytes of the pending bits from byte ``offset`` of them."""
+        return self._pending >> 8 * offset & (1 << 8 * size) - 1
+
+    def masked(self, vector: int) -> bool:
+        """Whether the guest keeps ``vector`` masked in the table."""
+        return bool(self._table[vector * ENTRY + _CONTROL] & _MASKED)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write the table; the pending bits are read-only."""

@@ -55,6 +55,7 @@ IRQ_LINE = _iow(0x61, _size(structs.IrqLevel))
 GET_IRQCHIP = _iowr(0x62, structs.IRQCHIP_SIZE)
 SET_IRQCHIP = _ior(0x63, structs.IRQCHIP_SIZE)
 SET_GSI_ROUTING = _iow(0x6A, _size(structs.IrqRouting))
+IRQFD = _iow(0x76, _size(structs.IrqFd))
 CREATE_PIT2 = _iow(0x77, _size(structs.PitConfig))
 IOEVENTFD = _iow(0x79, _size(structs.IoEventFd))
 ENABLE_CAP = _iow(0xA3, _size(structs.EnableCap))
@@ -96,6 +97,7 @@ class Cap(IntEnum):
     MP_STATE = 14
     SET_GUEST_DEBUG = 23
     IRQ_ROUTING = 25
+    IRQFD = 32
     PIT2 = 33
     IOEVENTFD = 36
     SET_IDENTITY_MAP_ADDR = 37
@@ -107,6 +109,7 @@ class Cap(IntEnum):
     TSC_DEADLINE_TIMER = 72
     SIGNAL_MSI = 77
     READONLY_MEM = 81
+    IRQFD_RESAMPLE = 82
     IMMEDIATE_EXIT = 136
     X86_USER_SPACE_MSR = 188
     SET_GUEST_DEBUG2 = 195
@@ -150,6 +153,13 @@ class SystemEvent(IntEnum):
     CRASH = 3
 
 
+class IrqFdFlag(IntFlag):
+    """``flags`` of KVM_IRQFD."""
+
+    DEASSIGN = 1 << 0
+    RESAMPLE = 1 << 1
+
+
 class IoEventFlag(IntFlag):
     """``flags`` of KVM_IOEVENTFD."""
 
@@ -169,6 +179,7 @@ class IrqChip(IntEnum):
 MEM_READONLY = 1 << 1
 PIT_SPEAKER_DUMMY = 1
 IRQ_ROUTING_IRQCHIP = 1
+IRQ_ROUTING_MSI = 2
 GUESTDBG_ENABLE = 1 << 0
 GUESTDBG_SINGLESTEP = 1 << 1
 GUESTDBG_USE_HW_BP = 1 << 17

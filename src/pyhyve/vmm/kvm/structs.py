@@ -67,6 +67,33 @@ class EnableCap(ctypes.Structure):
     _fields_ = (("cap", c_uint32), ("flags", c_uint32), ("args", c_uint64 * 4), ("pad", c_uint8 * 64))
 
 
+class IrqFd(ctypes.Structure):
+    """4.75 KVM_IRQFD."""
+
+    _fields_ = (
+        ("fd", c_uint32),
+        ("gsi", c_uint32),
+        ("flags", c_uint32),
+        ("resamplefd", c_uint32),
+        ("pad", c_uint8 * 16),
+    )
+
+
+class MsiRoutingEntry(ctypes.Structure):
+    """4.52 KVM_SET_GSI_ROUTING, one entry of type KVM_IRQ_ROUTING_MSI."""
+
+    _fields_ = (
+        ("gsi", c_uint32),
+        ("type", c_uint32),
+        ("flags", c_uint32),
+        ("pad", c_uint32),
+        ("address_lo", c_uint32),
+        ("address_hi", c_uint32),
+        ("data", c_uint32),
+        ("rest", c_uint32 * 5),
+    )
+
+
 class IrqRoutingEntry(ctypes.Structure):
     """4.52 KVM_SET_GSI_ROUTING, one entry of type KVM_IRQ_ROUTING_IRQCHIP (the union is 32 bytes)."""
 

@@ -18,6 +18,7 @@ from pyhyve.vmm.api import Capability, Chip, CpuidEntry, VirtualMachine
 from pyhyve.vmm.kvm import ioctls, structs
 from pyhyve.vmm.kvm.counters import Counters
 from pyhyve.vmm.kvm.ioctls import Cap, IoEventFlag, IrqChip
+from pyhyve.vmm.kvm.irqfd import IrqFds
 from pyhyve.vmm.kvm.vcpu import KvmCpu
 
 if TYPE_CHECKING:
@@ -86,10 +87,10 @@ class KvmMachine(VirtualMachine):
         wires += [(line, IrqChip.IOAPIC, line) for line in range(IOAPIC_PINS) if line not in (0, 2)]
         wires += [(line, IrqChip.PIC_MASTER, line) for line in range(8) if line != 2]
         wires += [(line, IrqChip.PIC_SLAVE, line - 8) for line in range(8, 16)]
-        table = bytearray(structs.IrqRouting(nr=len(wires)))
-        for gsi, chip, pin in wires:
-            table += structs.IrqRoutingEntry(gsi=gsi, type=ioctls.IRQ_ROUTING_IRQCHIP, irqchip=chip, pin=pin)
-        ioctls.call(self.fd, ioctls.SET_GSI_ROUTING, table, doing="route interrupt lines")
+        kind = ioctls.IRQ_ROUTING_IRQCHIP
+        entries = (structs.IrqRoutingEntry(gsi=gsi, type=kind, irqchip=chip, pin=pin) for gsi, chip, pin in wires)
+        self._irqfds = IrqFds(self._system, self.fd, b"".join(bytes(entry) for entry in entries), IOAPIC_PINS)
+        self._irqfds.route()
 
     def _set_up_msr_exits(self) -> None:
         """Ask for exits on MSRs that KVM does not know. A KVM without that raises #GP in the guest by itself."""
@@ -120,6 +121,19 @@ class KvmMachine(VirtualMachine):
             raise BackendError(f"guest memory has no {size:#x} bytes at offset {offset:#x}")
         if readonly and not ioctls.extension(self._system, Cap.READONLY_MEM):
             raise BackendError("this KVM cannot map read-only memory")
+        self._map(gpa, size, self._memory.host_base + offset, readonly=readonly)
+
+    def map_host(self, gpa: int, size: int, address: int) -> bool:
+        try:
+            self._map(gpa, size, address)
+        except BackendError:
+            return False
+        return True
+
+    def unmap_host(self, gpa: int) -> None:
+        self.unmap_memory(gpa)
+
+    def _map(self, gpa: int, size: int, address: int, *, readonly: bool = False) -> None:
         with self._lock:
             taken = set(self._slots.values())
             slot = next(number for number in range(len(taken) + 1) if number not in taken)
@@ -128,7 +142,7 @@ class KvmMachine(VirtualMachine):
                 flags=ioctls.MEM_READONLY if readonly else 0,
                 guest_phys_addr=gpa,
                 memory_size=size,
-                userspace_addr=self._memory.host_base + offset,
+                userspace_addr=address,
             )
             doing = f"map {size:#x} bytes of memory at {gpa:#x}"
             ioctls.call(self.fd, ioctls.SET_USER_MEMORY_REGION, region, doing=doing)
@@ -144,6 +158,9 @@ class KvmMachine(VirtualMachine):
 
     def memory_written(self, gpa: int, length: int) -> None:
         """Nothing to do: the CPU sees the same pages, and its instruction caches are coherent with them."""
+
+    def device_wrote(self) -> None:
+        """Nothing to do here either."""
 
     # vCPUs and their CPUID.
 
@@ -198,6 +215,15 @@ class KvmMachine(VirtualMachine):
             raise BackendError(f"no interrupt line {gsi}")
         ioctls.call(self.fd, ioctls.IRQ_LINE, structs.IrqLevel(irq=gsi, level=level), doing=f"drive line {gsi}")
 
+    def watch_eoi(self, gsi: int, fd: int) -> None:
+        self._irqfds.watch(gsi, fd)
+
+    def bind_msi(self, fd: int, address: int, data: int) -> bool:
+        return self._irqfds.bind(fd, address, data)
+
+    def unbind_msi(self, fd: int) -> None:
+        self._irqfds.unbind(fd)
+
     def make_level(self, irq: int) -> None:
         chip = IrqChip.PIC_SLAVE if irq & 8 else IrqChip.PIC_MASTER
         state = bytearray(structs.IRQCHIP_SIZE)
@@ -248,6 +274,7 @@ class KvmMachine(VirtualMachine):
             vcpu.close()
         if self._counters:
             self._counters.close()
+        self._irqfds.close()
         for fd in (self.fd, self._system):
             os.close(fd)
         self.fd = self._system = -1

@@ -15,6 +15,7 @@ cdef class SoftMachine:
     cdef public object cpus
     cdef object cpuid_rows
     cdef object doorbells
+    cdef object code_seen            # the bytes of the pages with code, at the last device_wrote
     cdef object timer
     cdef object lock
     cdef bint closed

@@ -11,7 +11,7 @@ import time
 import cython
 from cython.cimports.cpython.bytes import PyBytes_FromStringAndSize
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
-from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.libc.stdlib import calloc, free, malloc
 from cython.cimports.pyhyve.vmm.soft.blocks import (
     NO_MODE,
     NO_PAGE,
@@ -188,6 +188,7 @@ class SoftMachine:
         self.cpus = []
         self.cpuid_rows = None
         self.doorbells = {}
+        self.code_seen = {}
         self.provides = frozenset({Chip.LAPIC})
         self.timer = None
         self.lock = threading.Lock()
@@ -285,6 +286,61 @@ class SoftMachine:
         size: uint64_t = length
         with cython.nogil:
             code_changed(e, start, size)
+
+    def code_pages(self):
+        """The addresses of the pages that have translated code, or soon will."""
+        e: cython.pointer(Engine) = self.e
+        c: cython.pointer(CodeCache)
+        numbers: cython.pointer(uint64_t) = cython.NULL
+        number: uint64_t
+        count: uint64_t = 0
+        with cython.nogil:
+            lock_code(e, cython.NULL)  # the table may be replaced by a larger one
+            c = cython.cast(cython.pointer(CodeCache), e.code)
+            if c != cython.NULL:
+                for number in range(c.page_count):
+                    count += c.pages[number] != cython.NULL and c.pages[number].claimed != 0
+                numbers = cython.cast(cython.pointer(uint64_t), malloc(8 * count + 8))
+                count = 0
+                for number in range(c.page_count if numbers != cython.NULL else 0):
+                    if c.pages[number] != cython.NULL and c.pages[number].claimed:
+                        numbers[count] = number
+                        count += 1
+            unlock_code(e)
+        if c != cython.NULL and numbers == cython.NULL:
+            raise MemoryError
+        found = [numbers[number] << 12 for number in range(count)]
+        free(numbers)
+        return found
+
+    def device_wrote(self):
+        """Drop the code of every page that is not what it was at the last call: DMA passes by all that watches writes.
+
+        A page that had no code then counts as changed. What cannot be seen is a page that was changed, translated and
+        changed back between two calls.
+        """
+        before, self.code_seen = self.code_seen, {}
+        for gpa in self.code_pages():
+            if self.memory.contains(gpa, 4096):  # no ROM: devices do not reach it
+                data = self.memory.read(gpa, 4096)
+                self.code_seen[gpa] = data
+                if before.get(gpa) != data:
+                    self.memory_written(gpa, 4096)
+
+    def map_host(self, gpa, size, address):
+        return False
+
+    def unmap_host(self, gpa):
+        raise BackendError(f"no mapping starts at {gpa:#x}")
+
+    def bind_msi(self, fd, address, data):
+        return False
+
+    def unbind_msi(self, fd):
+        raise BackendError("no message is bound")
+
+    def watch_eoi(self, gsi, fd):
+        raise BackendError("the CPU engine has no I/O APIC of its own")
 
     def create_vcpu(self, index):
         cpu = SoftCpu(self, index)
