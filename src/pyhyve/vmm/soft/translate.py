@@ -150,7 +150,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     Engine,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, SLOW_SEGMENTED, host_reg, is_spilled, off
-from cython.cimports.pyhyve.vmm.soft.system import LEAF_EXTENDED, R_EDX, feature
+from cython.cimports.pyhyve.vmm.soft.cpuid import LEAF_EXTENDED, R_EDX, feature
 
 # What the store of an instruction with several accesses writes: Context.part
 PART_OPERAND = cython.declare(uint32_t, 0)
