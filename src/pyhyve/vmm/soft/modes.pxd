@@ -15,5 +15,6 @@ cdef void update_mode(CpuState *s) noexcept nogil
 cdef void reset_cpu(CpuState *s, bint init) noexcept nogil
 
 # Used inside this module only.
+cdef bint open_data(CpuState *s, int seg) noexcept nogil
 cdef bint flat_data(CpuState *s, int seg) noexcept nogil
 cdef void reset_segment(CpuState *s, int seg) noexcept nogil

@@ -30,6 +30,8 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ES,
     FLAG_AC,
     FLAG_VM,
+    FS,
+    GS,
     LOW32,
     MMU_KERNEL,
     MMU_KERNEL_AC,
@@ -39,9 +41,12 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_CODE32,
     MODE_CODE64,
     MODE_CPL0,
+    MODE_CS_PAGES,
     MODE_EM,
     MODE_FLAT,
     MODE_FSGSBASE,
+    MODE_FS_OPEN,
+    MODE_GS_OPEN,
     MODE_IOPL_OK,
     MODE_LMA,
     MODE_MP,
@@ -66,14 +71,18 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     Segment,
 )
 
-def flat_data(s, seg):
-    """A writable, expand-up data segment from 0 to 4 GiB."""
+def open_data(s, seg):
+    """A writable, expand-up data segment without a limit."""
     g: cython.pointer[Segment] = cython.address(s.segments[seg])
-    if g.base != 0 or g.limit != LOW32:
+    if g.limit != LOW32:
         return False
     return (
         g.access & (SEG_UNUSABLE | SEG_PRESENT | SEG_CODE | SEG_EXPAND_DOWN | SEG_WRITABLE)
     ) == SEG_PRESENT | SEG_WRITABLE
+
+
+def flat_data(s, seg):
+    return s.segments[seg].base == 0 and open_data(s, seg)
 
 
 def update_mode(s):
@@ -106,6 +115,14 @@ def update_mode(s):
             and flat_data(s, SS)
         ):
             mode |= MODE_FLAT
+        if cs.base & 0xFFF == 0 and cs.limit == (LOW32 if mode & MODE_CODE32 else 0xFFFF):
+            mode |= MODE_CS_PAGES
+        # Linux has its per-CPU data in FS; its programs have their threads' in GS.
+        if s.cpl < 3:
+            if open_data(s, FS):
+                mode |= MODE_FS_OPEN
+        elif open_data(s, GS):
+            mode |= MODE_GS_OPEN
     if s.cpl == 3:
         mode |= MODE_USER
     elif s.cpl == 0:

@@ -137,6 +137,7 @@ def load_segment(s, seg, selector):
     level: cython.int = selector & 3
     if not protected_mode(s):
         set_real(s, seg, selector)
+        update_mode(s)
         return DONE
 
     if error == 0:
@@ -170,7 +171,7 @@ def load_segment(s, seg, selector):
         if mark_accessed(s, cython.address(loaded), address) != DONE:
             return FAULT
         s.segments[seg] = loaded
-    if seg < FS and (s.mode & MODE_CODE64) == 0:
+    if (s.mode & MODE_CODE64) == 0:
         update_mode(s)
     return DONE
 

@@ -9,6 +9,7 @@ from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import next_rip
 from cython.cimports.pyhyve.vmm.soft.mmu import system_read
+from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_CALL_GATE,
     TYPE_CALL_GATE16,
@@ -86,6 +87,7 @@ def transfer_real(s, insn, selector, offset, call):
         return FAULT
     set_real(s, CS, selector)
     s.rip = offset
+    update_mode(s)
     return DONE
 
 
@@ -276,6 +278,7 @@ def retf(s, insn):
         set_real(s, CS, selector & 0xFFFF)
         set_sp(s, sp, mask)
         s.rip = rip
+        update_mode(s)
         return DONE
 
     level = selector & 3
