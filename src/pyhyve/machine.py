@@ -378,7 +378,8 @@ class Machine:
             if address.bus and function.bars:
                 raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
         lasts = [*(bus - 1 for bus in roots[1:]), 255]
-        lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") in LPC_BRIDGES]
+        names = {a: self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") for a in self.pci.functions}
+        lpc = [a for a, name in names.items() if name in LPC_BRIDGES]
         interrupts = {
             PciInterrupt(r.address.bus, r.address.device, r.pin, r.pirq, r.gsi, r.irq) for r in self.pci.routes()
         }
@@ -400,6 +401,8 @@ class Machine:
             com=tuple(int(name.removeprefix("com")) for name in COM_PORTS if name in self.parts),
         )
         acpi, mptable = self.config.get_bool("acpi_tables"), self.config.get_bool("x86.mptable")
+        if self._isa.fwcfg is not None and "lpc.bootrom" in self.config:
+            self._isa.fwcfg.add_files(firmware.files(self.memory, described, acpi=acpi))
         return firmware.build(self.memory, described, acpi=acpi, mptable=mptable).rsdp
 
     def _load(self, rsdp: int) -> None:

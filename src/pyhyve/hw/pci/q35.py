@@ -6,8 +6,9 @@ to its functions, for SeaBIOS looks there for QEMU.
 
 SeaBIOS and OVMF ask them where memory-mapped configuration space and the power management timer are, open the area of
 the BIOS for writing and route interrupts. Memory from 0xC0000 to 1 MiB is RAM here in any case, so the PAM registers that
-open it keep what is written and do nothing; SeaBIOS, which finds them closed, copies itself there. The power management registers answer at bhyve's own ports and, once the guest has set PMBASE,
-there too. There is no system management mode: SMI_EN says that it is set up already, and firmware then leaves it alone.
+open it keep what is written and do nothing; SeaBIOS, which finds them closed, copies itself there. Configuration space
+and the power management registers answer where bhyve has them and, once PCIEXBAR and PMBASE are set, there too. There is
+no system management mode: SMI_EN says that it is set up already, and firmware then leaves it alone.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyhyve.bus.handler import Callbacks
-from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus
 from pyhyve.hw.chipset.pm import CONTROL_PORT, EVENT_PORT
 from pyhyve.hw.chipset.pmtmr import PORT as TIMER_PORT
 from pyhyve.hw.environment import Environment
+from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus
 from pyhyve.hw.pci.config_space import Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import IntxPin
@@ -72,7 +73,7 @@ class Q35(PciFunction):
 
     def config_written(self, offset: int, size: int) -> None:
         """Show the memory-mapped configuration space where the guest wants it."""
-        if self._bus is not None and offset < PCIEXBAR + 8 and PCIEXBAR < offset + size:
+        if self._bus is not None and offset < PCIEXBAR + 8 and offset + size > PCIEXBAR:
             value = self.config.get(PCIEXBAR, 8)
             self._bus.show_ecam(value & _ECAM_BASES if value & _ECAM_ENABLE else 0)
 
