@@ -5,10 +5,10 @@ Documents: Intel 3 Series Express Chipset Family data sheet (319966), chapter 5;
 to its functions, for SeaBIOS looks there for QEMU.
 
 SeaBIOS and OVMF ask them where memory-mapped configuration space and the power management timer are, open the area of
-the BIOS for writing and route interrupts. Memory from 0xC0000 to 1 MiB is RAM here in any case, so the PAM registers that
-open it keep what is written and do nothing; SeaBIOS, which finds them closed, copies itself there. Configuration space
-and the power management registers answer where bhyve has them and, once PCIEXBAR and PMBASE are set, there too. There is
-no system management mode: SMI_EN says that it is set up already, and firmware then leaves it alone.
+the BIOS for writing and route interrupts. Memory from 0xC0000 to 1 MiB is RAM here in any case, so the PAM registers
+that open it keep what is written and do nothing; SeaBIOS, which finds them closed, copies itself there. Configuration
+space and the power management registers answer where bhyve has them and, once PCIEXBAR and PMBASE are set, there too.
+There is no system management mode: SMI_EN says that it is set up already, and firmware then leaves it alone.
 """
 
 from __future__ import annotations
