@@ -27,6 +27,8 @@ KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 KERNELS = {"cloud": KERNEL_META_PACKAGE, "generic": "linux-image-amd64"}
 """Short names of meta packages."""
 BUSYBOX_PACKAGE = "busybox-static"
+KERNELS_32_BIT = "linux-image-686"
+"""How the meta packages of Debian's i386 kernels begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ def build_debian(
     """The Debian guest, built if it is not in the cache yet.
 
     ``progress`` hears of each step. ``refresh`` looks for a newer kernel. ``kernel`` is the meta package to take it
-    from, or a key of ``KERNELS``: the cloud kernel has no AHCI driver, the generic one has. Raises ``ImageError``.
+    from, or a key of ``KERNELS``: the cloud kernel has no AHCI driver, the generic one has; ``linux-image-686`` and
+    ``linux-image-686-pae`` make a 32-bit guest. Raises ``ImageError``.
     """
     report: Progress = progress or (lambda message, fraction: None)
     kernel = KERNELS.get(kernel, kernel)
@@ -70,7 +73,7 @@ def build_debian(
 
 
 def _build(folder: Path, progress: Progress, refresh: bool, meta: str) -> GuestImage:
-    apt = PrivateApt(folder / "apt")
+    apt = PrivateApt(folder / "apt", "i386" if meta.startswith(KERNELS_32_BIT) else "amd64")
     apt.update(progress, force=refresh)
     kernel_package = kernel_of(apt, meta)
     try:

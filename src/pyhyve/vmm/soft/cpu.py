@@ -52,6 +52,7 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
     ALONE,
     CODE_WRITE,
     bounce_finish,
+    check_alignment,
     close_store,
     linear,
     note_jump,
@@ -92,6 +93,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     LOW32,
     MMU_KERNEL,
     MMU_USER,
+    MODE_ALIGN,
     MODE_CODE64,
     MODE_CODE32,
     MODE_STEP,
@@ -126,7 +128,7 @@ from cython.cimports.pyhyve.vmm.soft.stubs import (
     X_RAISE,
     X_SLOW,
 )
-from cython.cimports.pyhyve.vmm.soft.system import reset_cpu, update_mode
+from cython.cimports.pyhyve.vmm.soft.modes import reset_cpu, update_mode
 from cython.cimports.pyhyve.vmm.soft.threads import (
     lock_code,
     park,
@@ -265,6 +267,8 @@ def slow_access(s, va, what, host_pc):
     if what & SLOW_SEGMENTED:
         status = linear(s, insn_segment, va, size, access & 3, cython.address(va))
         s.scratch[0] = va
+    elif s.mode & MODE_ALIGN:
+        status = check_alignment(s, va, size, access)
     if status == DONE:
         addend = tlb_fill(s, va, size, access, cython.address(status))
     s.slow_status = status
