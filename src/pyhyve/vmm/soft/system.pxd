@@ -21,7 +21,6 @@ cdef enum:
     APIC_BSP = 0x100
     APIC_ENABLED = 0x800
     PAT_LOW_RESET = 0x00070406       # the same in both halves
-    XCR0_CARRIED = 7                 # x87, SSE, AVX
 
     DR6_BD = 0x2000
     DR7_GD = 0x2000
@@ -125,7 +124,6 @@ cdef void reset_segment(CpuState *s, int seg) noexcept nogil
 cdef int check_pdptes(CpuState *s, uint64_t cr3) noexcept nogil
 cdef CpuidRow *cpuid_row(Engine *e, uint32_t leaf, uint32_t subleaf) noexcept nogil
 cdef uint64_t cr4_allowed(Engine *e) noexcept nogil
-cdef uint32_t xsave_size(uint64_t components) noexcept nogil
 cdef bint memory_type(uint64_t value) noexcept nogil
 cdef bint memory_types(uint64_t value, bint pat) noexcept nogil
 cdef bint is_mtrr(uint32_t index) noexcept nogil

@@ -96,6 +96,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MMU_USER,
     MODE_AC,
     MODE_AVX,
+    MODE_AVX512,
     MODE_CODE32,
     MODE_CODE64,
     MODE_CPL0,
@@ -136,6 +137,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ud,
 )
 from cython.cimports.pyhyve.vmm.soft.threads import sched_yield
+from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE, xsave_size
 
 from pyhyve.vmm.soft import announce
 
@@ -196,6 +198,8 @@ def update_mode(s):
         mode |= MODE_SSE
     if s.cr4 & CR4_OSXSAVE and (s.xcr0 & 6) == 6:
         mode |= MODE_AVX
+        if s.xcr0 & AVX512_STATE == AVX512_STATE:
+            mode |= MODE_AVX512
     if s.cr4 & CR4_FSGSBASE:
         mode |= MODE_FSGSBASE
     if s.cpl <= ((s.flags_system >> 12) & 3):
@@ -286,7 +290,7 @@ def reset_cpu(s, init):
         for i in range(16):
             s.mtrr_var[i] = 0
         # An XSAVE image whose header says "all initial"; FCW as FNINIT leaves it and MXCSR.
-        for i in range(832):
+        for i in range(4096):
             s.xsave[i] = 0
         s.xsave[0] = 0x7F
         s.xsave[1] = 0x03
@@ -329,10 +333,6 @@ def feature(e, leaf, reg, bit):
     return (value >> bit) & 1
 
 
-def xsave_size(components):
-    return 832 if components & 4 else 576
-
-
 def cpuid_query(s, leaf, subleaf, regs):
     row: cython.pointer[CpuidRow] = cpuid_row(s.engine, leaf, subleaf)
     threads: uint32_t
@@ -356,9 +356,9 @@ def cpuid_query(s, leaf, subleaf, regs):
             regs[3] = s.index
     elif leaf == 0xD:
         if row != cython.NULL and subleaf == 0:
-            regs[1] = xsave_size(s.xcr0)
+            regs[1] = xsave_size(s.xcr0, False)
         elif row != cython.NULL and subleaf == 1 and regs[0] & 2:
-            regs[1] = xsave_size(s.xcr0)  # the compacted format is as large: AVX is the only extended component
+            regs[1] = xsave_size(s.xcr0, True)
     elif leaf == LEAF_AMD_TOPOLOGY:
         if row != cython.NULL:
             threads = ((regs[1] >> 8) & 0xFF) + 1
@@ -496,10 +496,12 @@ def set_efer(s, value):
 
 def set_xcr0(s, value):
     row: cython.pointer[CpuidRow] = cpuid_row(s.engine, 0xD, 0)
-    allowed: uint64_t = XCR0_CARRIED
+    allowed: uint64_t = s.engine.xsave_mask
     if row != cython.NULL:
         allowed &= row.eax
     if value & ~allowed or value & 1 == 0 or (value & 6) == 4:
+        return gp(s, 0)
+    if value & AVX512_STATE and value & (AVX512_STATE | 6) != AVX512_STATE | 6:
         return gp(s, 0)
     s.xcr0 = value
     update_mode(s)

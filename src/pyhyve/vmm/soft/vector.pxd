@@ -14,7 +14,6 @@ cdef enum:
     X87 = 1
     SSE = 2
     AVX = 4
-    CARRIED = 7
     COMPACTED = 63             # bit of XCOMP_BV
 
     # The XSAVE area (SDM Vol. 1 13.4).
@@ -30,7 +29,6 @@ cdef enum:
     AREA_XCOMP = 520
     AREA_HEADER_END = 576
     AREA_YMM = 576             # upper halves
-    AREA_END = 832
     FXSAVE_SIZE = 512
 
     MXCSR_RESET = 0x1F80
@@ -63,6 +61,9 @@ cdef bint mxcsr_valid(CpuState *s, uint32_t mxcsr) noexcept nogil
 cdef int save(CpuState *s, Insn *insn, bint compacted) noexcept nogil
 cdef int xsave_checks(CpuState *s) noexcept nogil
 cdef int avx_checks(CpuState *s) noexcept nogil
+cdef uint32_t vector_bytes(CpuState *s) noexcept nogil
+cdef uint32_t lane_place(uint32_t reg, uint32_t offset) noexcept nogil
+cdef uint32_t part_size(CpuState *s, uint32_t number) noexcept nogil
 cdef void registers_to(CpuState *s) noexcept nogil
 cdef void registers_from(CpuState *s) noexcept nogil
 cdef uint64_t get_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size) noexcept nogil

@@ -50,6 +50,18 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     raise_fault,
     ud,
 )
+from cython.cimports.pyhyve.vmm.soft.xstate import (
+    AVX512_STATE,
+    COMPONENTS,
+    LEGACY_END,
+    OPMASK,
+    ZMM_16,
+    ZMM_HIGH,
+    compacted_offset,
+    component_offset,
+    component_size,
+    xsave_size,
+)
 
 # Areas in guest memory
 
@@ -138,6 +150,13 @@ def vector_registers(s):
     return 16 if s.mode & MODE_CODE64 else 8
 
 
+def part_size(s, number):
+    """Bytes of an AVX-512 component that there are in this mode."""
+    if s.mode & MODE_CODE64 or number == OPMASK:
+        return component_size[number]
+    return component_size[number] // 2 if number == ZMM_HIGH else 0
+
+
 def mxcsr_valid(s, mxcsr):
     """No reserved bit of MXCSR may be set. The host's own MXCSR_MASK stands in every image that XSAVE has made."""
     mask: uint32_t = word(cython.address(s.bounce[0]), AREA_MXCSR_MASK)[0]
@@ -209,10 +228,12 @@ def save(s, insn, compacted):
     va: uint64_t = 0
     old: uint64_t = 0
     registers: uint32_t = vector_registers(s)
+    number: uint32_t
+    place: uint32_t
     status: cython.int
     if xsave_checks(s) != DONE:
         return FAULT
-    status = area_address(s, insn, AREA_END if wanted & AVX else AREA_HEADER_END, 64, ACCESS_WRITE, cython.address(va))
+    status = area_address(s, insn, xsave_size(wanted, compacted), 64, ACCESS_WRITE, cython.address(va))
     if status != DONE:
         return status
 
@@ -243,6 +264,10 @@ def save(s, insn, compacted):
         status = write_area(s, va, AREA_XMM, AREA_XMM + 16 * registers)
     if status == DONE and written & AVX:
         status = write_area(s, va, AREA_YMM, AREA_YMM + 16 * registers)
+    for number in range(OPMASK, COMPONENTS):
+        if status == DONE and (written >> number) & 1:
+            place = compacted_offset(wanted, number) if compacted else component_offset[number]
+            status = write_area(s, va, place, place + part_size(s, number))
     if status == DONE:
         status = write_area(s, va, AREA_HEADER, AREA_HEADER + 16 if compacted else AREA_XCOMP)
     if status != DONE:
@@ -274,6 +299,9 @@ def xrstor(s, insn):
     registers: uint32_t = vector_registers(s)
     mask: uint32_t
     mxcsr: uint32_t
+    number: uint32_t
+    place: uint32_t
+    end: uint32_t = LEGACY_END
     status: cython.int
     if xsave_checks(s) != DONE:
         return FAULT
@@ -297,14 +325,18 @@ def xrstor(s, insn):
     for i in range(AREA_HEADER + 16, AREA_HEADER_END if compacted else AREA_HEADER + 24, 8):
         if quad(area, i)[0] != 0:
             return gp(s, 0)
-    if wanted & present & AVX:
-        status = area_address(s, insn, AREA_END, 64, ACCESS_READ, cython.address(va))
+    for number in range(2, COMPONENTS):
+        if (wanted & present) >> number & 1:
+            place = compacted_offset(format_, number) if compacted else component_offset[number]
+            end = place + component_size[number] if place + component_size[number] > end else end
+    if end > LEGACY_END:
+        status = area_address(s, insn, end, 64, ACCESS_READ, cython.address(va))
         if status != DONE:
             return status
 
     # The present state below, the parts that are restored above it.
     clear_header(area)
-    native.xsave(area, CARRIED)
+    native.xsave(area, s.engine.xsave_mask)
     mask = word(area, AREA_MXCSR_MASK)[0]
     mxcsr = word(area, AREA_MXCSR)[0]
     if wanted & X87 and present & X87:
@@ -325,6 +357,12 @@ def xrstor(s, insn):
         status = read_area(s, va, AREA_XMM, AREA_XMM + 16 * registers)
     if status == DONE and wanted & present & AVX:
         status = read_area(s, va, AREA_YMM, AREA_YMM + 16 * registers)
+    for number in range(OPMASK, COMPONENTS):
+        if status == DONE and (wanted & present) >> number & 1:
+            # A compacted image has it elsewhere than the buffer.
+            place = component_offset[number]
+            end = compacted_offset(format_, number) if compacted else place
+            status = read_area(s, va + end - place, place, place + part_size(s, number))
     if status != DONE:
         return status
     # What has its initial value: in 64-bit mode the host's instruction makes it so, else only the lower registers.
@@ -334,7 +372,11 @@ def xrstor(s, insn):
                 quad(area, AREA_XMM + i)[0] = 0
             if wanted & ~present & AVX:
                 quad(area, AREA_YMM + i)[0] = 0
-        present |= SSE | AVX
+        if (wanted & ~present) >> ZMM_HIGH & 1:
+            for i in range(0, part_size(s, ZMM_HIGH), 8):
+                quad(area, component_offset[ZMM_HIGH] + i)[0] = 0
+        present |= SSE | AVX | (cython.cast(uint64_t, 1) << ZMM_HIGH)
+        wanted &= ~(cython.cast(uint64_t, 1) << ZMM_16)
     word(area, AREA_MXCSR)[0] = mxcsr
     quad(area, AREA_HEADER)[0] = present & wanted
     quad(area, AREA_XCOMP)[0] = 0
@@ -356,28 +398,43 @@ def avx_checks(s):
 def registers_to(s):
     """The live vector registers into the XSAVE area."""
     clear_header(cython.address(s.xsave[0]))
-    native.xsave(cython.address(s.xsave[0]), CARRIED)
+    native.xsave(cython.address(s.xsave[0]), s.engine.xsave_mask)
 
 
 def registers_from(s):
-    """The XSAVE area's SSE and AVX parts into the registers."""
-    quad(cython.address(s.xsave[0]), AREA_HEADER)[0] |= SSE | AVX
-    native.xrstor(cython.address(s.xsave[0]), SSE | AVX)
+    """The XSAVE area's SSE, AVX and AVX-512 parts into the registers."""
+    bits: uint64_t = SSE | AVX | (s.engine.xsave_mask & AVX512_STATE)
+    quad(cython.address(s.xsave[0]), AREA_HEADER)[0] |= bits
+    native.xrstor(cython.address(s.xsave[0]), bits)
+
+
+def vector_bytes(s):
+    """How wide the vector registers are."""
+    return 64 if s.engine.xsave_mask & AVX512_STATE else 32
+
+
+def lane_place(reg, offset):
+    """Where the byte at ``offset`` of vector register ``reg`` lies in the XSAVE area."""
+    if reg >= 16:
+        return component_offset[ZMM_16] + 64 * (reg & 15) + offset
+    if offset < 16:
+        return AREA_XMM + 16 * reg + offset
+    if offset < 32:
+        return AREA_YMM + 16 * reg + offset - 16
+    return component_offset[ZMM_HIGH] + 32 * reg + offset - 32
 
 
 def get_lane(s, reg, lane, size):
-    offset: uint32_t = lane * size
+    offset: uint32_t = lane_place(reg, lane * size)
     area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
-    offset += 16 * (reg & 15) + (AREA_XMM if offset < 16 else AREA_YMM - 16)
     if size == 8:
         return quad(area, offset)[0]
     return word(area, offset)[0]
 
 
 def set_lane(s, reg, lane, size, value):
-    offset: uint32_t = lane * size
+    offset: uint32_t = lane_place(reg, lane * size)
     area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
-    offset += 16 * (reg & 15) + (AREA_XMM if offset < 16 else AREA_YMM - 16)
     if size == 8:
         quad(area, offset)[0] = value
     else:
@@ -438,7 +495,7 @@ def vgather(s, insn):
         return LEAVE
     if status == DONE:
         # All the mask is clear now, and what lies beyond the lanes is too.
-        for lane in range(32 // size):
+        for lane in range(vector_bytes(s) // size):
             set_lane(s, insn.vvvv, lane, size, 0)
             if lane >= lanes:
                 set_lane(s, insn.reg, lane, size, 0)
@@ -495,7 +552,7 @@ def vmaskmov(s, insn):
             if status != DONE:
                 return status
     else:
-        for lane in range(32 // size):
+        for lane in range(vector_bytes(s) // size):
             set_lane(s, insn.reg, lane, size, loaded[lane] if lane < lanes else 0)
         registers_from(s)
     return finish(s, insn)
