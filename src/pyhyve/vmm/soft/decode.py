@@ -242,10 +242,10 @@ def evex_valid(insn, op):
     bits: uint32_t = op.evex
     high: cython.bint = (insn.evex[0] & 0x10) == 0  # R'
     zero: cython.bint = insn.evex[2] >> 7 != 0
-    if bits & (EVEX_VVVV | EVEX_VSIB) == 0 and (insn.vvvv or insn.evex[2] & 8 == 0):
-        return False
-    if bits & EVEX_VSIB and insn.vvvv:
-        return False
+    if bits & EVEX_VVVV == 0:
+        # All of its bits are looked at in every mode, but V' means something else with VSIB
+        if insn.evex[1] & 0x78 != 0x78 or (bits & EVEX_VSIB == 0 and insn.evex[2] & 8 == 0):
+            return False
     if high and (op.reg_access or bits & EVEX_TO_MASK):
         return False
     if bits & EVEX_TO_MASK and insn.reg & 8:
@@ -408,7 +408,6 @@ def decode(code, avail, mode, insn):
                 # There are eight registers: the bits that would name others mean nothing
                 insn.vvvv &= 7
                 insn.evex[0] |= 0xF0
-                insn.evex[1] |= 0x40
                 insn.evex[2] |= 8
                 r = x = bb = 0
             if n >= limit:
@@ -618,7 +617,11 @@ def vector_row(insn, row, index, code64):
             row = lookup_evex[index - 16]
             op = cython.address(ops[row])
     if insn.vex == 2:
-        return row if evex_valid(insn, op) else 0
+        if not evex_valid(insn, op):
+            return 0
+        if not code64:
+            insn.evex[1] |= 0x40
+        return row
     if op.need & NEED_AVX512 and insn.has_mem and (insn.vex_l or insn.vvvv):
         return 0
     return row

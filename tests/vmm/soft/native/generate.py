@@ -779,6 +779,35 @@ class Generator:
         self.add(b"\x68" + struct.pack("<I", value))
         self.add(b"\x9d")
 
+    def saved(self) -> None:
+        """XSAVE or XSAVEC, an instruction that may change registers, and XRSTOR: images alike to the bit.
+
+        Without x87 pointers, which are the host's own. XSAVEOPT leaves out what the processor thinks it may.
+        """
+        rng = self.rng
+        if self.avoid & {RAX, RDX, RBX}:
+            return
+        self.add(b"\xdb\xe3")  # fninit
+        self.add(b"\xbb" + bytes(4), ("abs", 1, 4, rng.randrange(0x1000, 0x3000 - layout.XSTATE_SIZE, 64)))
+        self.spoil({RAX, RBX, RDX})
+        keep, self.avoid = self.avoid, self.avoid | {RAX, RBX, RDX}
+        self.components()
+        self.add(rng.choice((b"\x48\x0f\xae\x23", b"\x48\x0f\xc7\x23")))
+        if rng.random() < 0.7:
+            self.balanced()
+        self.components()
+        self.add(b"\x48\x0f\xae\x2b")
+        self.avoid = keep
+        self.pointers.add(RBX)
+        self.vectors_known = False
+
+    def components(self) -> None:
+        """EDX:EAX: which state components."""
+        rng = self.rng
+        mask = layout.XSTATE_MASK if rng.random() < 0.4 else rng.getrandbits(8)
+        self.add(b"\xb8" + struct.pack("<I", mask))
+        self.add(b"\x31\xd2" if rng.random() < 0.8 else b"\xba\xff\xff\xff\x7f")
+
     def carry_over(self) -> None:
         """Flags that stay alive across memory accesses."""
         for name in ("add", "mov", self.rng.choice(("adc", "setb", "cmovae", "rcl", "sbb", "jb"))):
@@ -793,5 +822,6 @@ _CONSTRUCTS = (
     *(Generator.call,) * 2,
     *(Generator.indirect,) * 2,
     Generator.set_flags,
+    Generator.saved,
     Generator.carry_over,
 )
