@@ -6,6 +6,7 @@ That every instruction computes what the host's CPU computes is ``native``'s sub
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -180,10 +181,14 @@ def test_32_bit_code_masks_limits_too(boot: Boot) -> None:
         vmovdqu32 %zmm1, %fs:48{%k1}
         vmovdqu32 %fs:48, %zmm2{%k1}{z}
         vmovdqu32 %zmm2, DATA + 0x100
+        vmovupd DATA + 0x180, %ymm1
         vfmadd132pd DATA + 0x180, %ymm1, %ymm1
+        vpermq $0x1B, %ymm1, %ymm1           # VEX.W counts in 32-bit code too
         vmovupd %ymm1, DATA + 0x1C0
         """, Mode.PROTECTED)  # fmt: skip
+    guest.memory.write(DATA + 0x180, struct.pack("<4d", 1, 2, 3, 4))
     guest.until_end()
+    assert struct.unpack("<4d", guest.memory.read(DATA + 0x1C0, 32)) == (20, 12, 6, 2)
     assert guest.memory.read(DATA + 48, 32) == (5).to_bytes(4, "little") * 4 + bytes(16)
     assert guest.memory.read(DATA + 0x100, 64) == (5).to_bytes(4, "little") * 4 + bytes(48)
 

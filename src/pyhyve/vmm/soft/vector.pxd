@@ -55,6 +55,7 @@ cdef int area_address(CpuState *s, Insn *insn, uint32_t size, uint32_t alignment
                       uint64_t *va) noexcept nogil
 cdef int read_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
 cdef int write_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
+cdef uint32_t in_page(uint64_t at, uint32_t size) noexcept nogil
 cdef void clear_header(uint8_t *area) noexcept nogil
 cdef uint32_t vector_registers(CpuState *s) noexcept nogil
 cdef bint mxcsr_valid(CpuState *s, uint32_t mxcsr) noexcept nogil

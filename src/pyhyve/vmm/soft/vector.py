@@ -88,6 +88,7 @@ def read_area(s, va, begin, end):
     host: cython.pointer[uint8_t] = cython.NULL
     at: uint64_t = va + begin
     offset: uint32_t = begin
+    step: uint32_t
     status: cython.int = DONE
     value: uint64_t = 0
     if begin == end:
@@ -99,17 +100,24 @@ def read_area(s, va, begin, end):
             host = mem_pointer(s, at, end - offset, ACCESS_READ, s.mmu_mode, cython.address(status))
         if status == FAULT:
             return FAULT
+        step = 8
         if host != cython.NULL:
-            quad(cython.address(s.bounce[0]), offset)[0] = cython.cast(cython.pointer[uint64_t], host)[0]
-            host += 8
+            step = in_page(at, end - offset)
+            native.copy_up(cython.address(s.bounce[offset]), host, step)
         else:
             status = mem_read(s, at, 8, s.mmu_mode, cython.address(value))
             if status != DONE:
                 return status
             quad(cython.address(s.bounce[0]), offset)[0] = value
-        offset += 8
-        at += 8
+        offset += step
+        at += step
     return DONE
+
+
+def in_page(at, size):
+    """How many of ``size`` bytes lie in the page of ``at``."""
+    left: uint32_t = PAGE - (at & PAGE_OFFSET)
+    return size if size < left else left
 
 
 def write_area(s, va, begin, end):
@@ -117,6 +125,7 @@ def write_area(s, va, begin, end):
     host: cython.pointer[uint8_t] = cython.NULL
     at: uint64_t = va + begin
     offset: uint32_t = begin
+    step: uint32_t
     status: cython.int = DONE
     if begin == end:
         return DONE
@@ -127,15 +136,16 @@ def write_area(s, va, begin, end):
             host = mem_pointer(s, at, end - offset, ACCESS_WRITE, s.mmu_mode, cython.address(status))
         if status == FAULT:
             return FAULT
+        step = 8
         if host != cython.NULL:
-            cython.cast(cython.pointer[uint64_t], host)[0] = quad(cython.address(s.bounce[0]), offset)[0]
-            host += 8
+            step = in_page(at, end - offset)
+            native.copy_up(host, cython.address(s.bounce[offset]), step)
         else:
             status = mem_write(s, at, 8, s.mmu_mode, quad(cython.address(s.bounce[0]), offset)[0])
             if status != DONE:
                 return status
-        offset += 8
-        at += 8
+        offset += step
+        at += step
     return DONE
 
 

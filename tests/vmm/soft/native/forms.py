@@ -223,6 +223,8 @@ def all_forms() -> tuple[Form, ...]:
                     found += _forms_of(rows, vex, map_, opcode, [cells[16 * pp : 16 * pp + 16] for pp in range(4)])
     if HAS_AVX512:
         found += evex_forms()
+    else:
+        found = [form for form in found if not (form.vex and form.name.startswith("k"))]
     return tuple(form for form in found if form.name not in EXCLUDED and (form.name not in _FSGSBASE or has_fsgsbase()))
 
 
