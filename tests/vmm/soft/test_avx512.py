@@ -15,7 +15,7 @@ from pyhyve.vmm.api import CpuidEntry, Point, PointKind
 from pyhyve.vmm.exits import Bogus, Debug, InstEmul, Suspended, SuspendReason
 from pyhyve.vmm.registers import Reg
 from pyhyve.vmm.soft import announce, opcodes_evex, xstate
-from tests.guests import DATA, DEVICE, Guest, Mode, assemble, boot_guest, find_backend, is_end
+from tests.guests import DATA, DEVICE, MEMORY_SIZE, Guest, Mode, assemble, boot_guest, find_backend, is_end
 from tests.vmm.soft.native import layout
 from tests.vmm.soft.native.compare import Comparison, memory_for, pack
 from tests.vmm.soft.native.generate import PLAIN_IMAGE, RBX, Blob, Item, State
@@ -97,6 +97,31 @@ def test_a_masked_store_writes_to_a_device_what_is_enabled(boot: Boot, mask: int
     for at, size, is_write, value in found:
         assert is_write
         assert value == int.from_bytes(CONTENTS[at : at + size], "little")
+
+
+@needs_avx512
+@pytest.mark.parametrize("mask", [0xFFFF, 0x00FF, 0xFF00, 0x0180, 0x1008])
+def test_an_operand_may_lie_in_memory_and_a_device(boot: Boot, mask: int) -> None:
+    edge = MEMORY_SIZE - 32
+    lanes = {n for n in range(16) if mask >> n & 1}
+    text = LOAD_MASK.format(mask, 0).replace("DEVICE + 0", f"{edge:#x}")
+    guest = boot(text + "vmovdqu8 (%rdi), %zmm1\nvmovdqu32 %zmm1, (%rbx){%k1}")
+    guest.memory.write(DATA, CONTENTS[:64])
+    written = {4 * n + k for n in lanes if n >= 8 for k in range(4)}
+    assert {at + DEVICE - edge for at in enabled(device_accesses(guest))} == written
+    stored = b"".join(CONTENTS[4 * n : 4 * n + 4] if n in lanes else bytes(4) for n in range(16))
+    assert guest.memory.read(edge, 32) == stored[:32]
+
+    guest = boot(text + "vmovdqu32 (%rbx), %zmm1{%k1}{z}\nvmovdqu8 %zmm1, (%rdi)")
+    guest.memory.write(edge, CONTENTS[:32])
+    found = []
+    while not is_end(result := guest.next()):
+        assert isinstance(result, InstEmul)
+        assert not result.is_write
+        found.append((result.gpa - edge, result.size, False, 0))
+        guest.vcpu.answer(int.from_bytes(CONTENTS[result.gpa - edge :][: result.size], "little"))
+    assert enabled(found) == written
+    assert guest.memory.read(DATA, 64) == stored
 
 
 @needs_avx512
