@@ -293,9 +293,9 @@ def test_the_state_goes_out_and_in_whole(boot: Boot) -> None:
 
 def without_avx512(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     """The host's CPUID, if it had no AVX-512."""
-    from pyhyve.vmm.soft import system
+    from pyhyve.vmm.soft import cpuid
 
-    eax, ebx, ecx, edx = system.host_leaf(leaf, subleaf)
+    eax, ebx, ecx, edx = cpuid.host_leaf(leaf, subleaf)
     if leaf == 7 and subleaf == 0:
         ebx &= ~(1 << 16 | 1 << 17 | 1 << 21 | 1 << 28 | 1 << 30 | 1 << 31)
         ecx &= ~(1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14)
@@ -324,14 +324,14 @@ def test_a_guest_that_is_told_of_none_has_none(boot: Boot) -> None:
 
 @needs_avx512
 def test_the_hosts_features_are_announced_with_their_state() -> None:
-    from pyhyve.vmm.soft import system
+    from pyhyve.vmm.soft import cpuid
 
-    rows = announce.supported_rows(system.host_leaf, 0xE7, 1_000_000_000)
+    rows = announce.supported_rows(cpuid.host_leaf, 0xE7, 1_000_000_000)
     shown = {(leaf, subleaf or 0): regs for leaf, subleaf, *regs in rows}
-    assert shown[7, 0][1] & 0xF0230000 == system.host_leaf(7, 0)[1] & 0xF0230000 & ~(1 << 29) | shown[7, 0][1] & 1 << 29
+    assert shown[7, 0][1] & 0xF0230000 == cpuid.host_leaf(7, 0)[1] & 0xF0230000 & ~(1 << 29) | shown[7, 0][1] & 1 << 29
     assert shown[0xD, 0][0] == 0xE7
     for number in (2, 5, 6, 7):
-        assert shown[0xD, number][:2] == list(system.host_leaf(0xD, number)[:2])
+        assert shown[0xD, number][:2] == list(cpuid.host_leaf(0xD, number)[:2])
 
 
 def encodings(rng: random.Random) -> Iterator[bytes]:
