@@ -144,6 +144,15 @@ def test_compressing_and_expanding_touch_as_much_as_there_are_elements(boot: Boo
 
 
 @needs_avx512
+def test_an_extract_writes_to_a_device_what_is_enabled(boot: Boot) -> None:
+    guest = boot(LOAD_MASK.format(0b1010, 0) + "vmovdqu8 (%rdi), %zmm1\nvextracti32x4 $1, %zmm1, (%rbx){%k1}")
+    guest.memory.write(DATA, CONTENTS[:64])
+    assert enabled(device_accesses(guest)) == {4, 5, 6, 7, 12, 13, 14, 15}
+    guest = boot(LOAD_MASK.format(0, 0) + "vextracti32x4 $1, %zmm1, (%rbx){%k1}")
+    assert device_accesses(guest) == []
+
+
+@needs_avx512
 def test_gathers_and_scatters_reach_devices(boot: Boot) -> None:
     prepare = LOAD_MASK.format(0x8421, 0) + "vmovdqu32 (%rdi), %zmm2\n"
     indices = b"".join((12 * n).to_bytes(4, "little") for n in range(16))

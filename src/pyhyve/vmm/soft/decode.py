@@ -139,7 +139,7 @@ def _fill_evex(number: cython.int, form):
     plain = [token for token in tokens if token not in opcodes_evex.ATTRIBUTES and token not in ("H", "S", "Kr")]
     _fill_op(number, plain, True)
     for token, bit in (("H", EVEX_VVVV), ("nz", EVEX_NO_ZERO), ("bc", EVEX_REPEATS), ("packed", EVEX_PACKED),
-                       ("S", EVEX_VSIB), ("kn", EVEX_WHOLE)):  # fmt: skip
+                       ("S", EVEX_VSIB), ("kn", EVEX_WHOLE), ("whole", EVEX_WHOLE)):  # fmt: skip
         if token in tokens:
             bits |= bit
     if form.element or "S" in tokens:

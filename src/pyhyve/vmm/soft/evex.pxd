@@ -7,6 +7,10 @@ from pyhyve.vmm.soft.insn cimport Insn
 from pyhyve.vmm.soft.state cimport CpuState
 
 
+cdef enum:
+    SLOW_WHOLE = 0x40000       # with a mask: all of the operand must be accessible
+
+
 cdef inline void evex_opcode(Asm *a, Insn *insn, uint32_t reg, uint32_t index, uint32_t rm) noexcept nogil:
     """The prefix and the opcode. `reg`, `index` and `rm` are host registers; all else stays as it is."""
     cdef uint32_t high = insn.evex[0] & 0x40

@@ -73,7 +73,7 @@ def evex_what(insn):
     element: uint32_t
     lanes: uint32_t
     mask: uint32_t = insn.evex[2] & 7
-    if insn.vex != 2 or mask == 0 or op.evex & EVEX_WHOLE or op.mask_size == SZ_NONE:
+    if insn.vex != 2 or mask == 0 or op.mask_size == SZ_NONE:
         return 0
     element = operand_size(op.mask_size, insn)
     if op.evex & (EVEX_REPEATS | EVEX_PACKED):
@@ -84,6 +84,7 @@ def evex_what(insn):
         element = insn.mem_size  # broadcast
     return (
         (SLOW_PACKED if op.evex & EVEX_PACKED else 0)
+        | (SLOW_WHOLE if op.evex & EVEX_WHOLE else 0)
         | (mask << 24)
         | (log2_of(element) << 27)
         | (log2_of(lanes) << 29)
@@ -182,6 +183,7 @@ def masked_access(s, va, what, status):
     access: uint32_t = (what >> 16) & ACCESS_WRITE
     mode: cython.int = s.mmu_mode
     enabled: uint64_t = enabled_bytes(what)
+    looked_at: uint64_t = enabled
     part: uint64_t[2]
     where: uint64_t
     buffer: cython.pointer(uint8_t)
@@ -193,22 +195,24 @@ def masked_access(s, va, what, status):
     own: cython.bint = False
 
     s.count_tlb_miss += 1
+    if what & SLOW_WHOLE:
+        looked_at = ~cython.cast(uint64_t, 0) >> (64 - size)
     if what & SLOW_SEGMENTED:
-        if check_segment(s, cython.address(va), what, enabled) != DONE:
+        if check_segment(s, cython.address(va), what, looked_at) != DONE:
             status[0] = FAULT
             return 0
         s.scratch[0] = va
     buffer = cython.address(s.bounce[va & 63])
     status[0] = DONE
-    if enabled == 0:
+    if looked_at == 0:
         return cython.cast(uint64_t, buffer) - va
 
     first = PAGE - (va & PAGE_OFFSET)
-    part[0] = enabled
+    part[0] = looked_at
     part[1] = 0
     if first < size:
-        part[0] = enabled & ((cython.cast(uint64_t, 1) << first) - 1)
-        part[1] = enabled >> first
+        part[0] = looked_at & ((cython.cast(uint64_t, 1) << first) - 1)
+        part[1] = looked_at >> first
     else:
         first = size
     for i in range(2):
@@ -247,6 +251,8 @@ def masked_access(s, va, what, status):
             s.open_size = first
         return s.bounce_host[0] - va
     if access == ACCESS_WRITE:
+        if enabled == 0:
+            return cython.cast(uint64_t, buffer) - va
         s.bounce_active = BOUNCED
         s.bounce_size = size
         s.bounce_gva = va

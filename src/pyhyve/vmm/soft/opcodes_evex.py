@@ -9,6 +9,7 @@ operands ``K`` an opmask register; ``H`` a vector register in vvvv, which must b
 ``*``    behind a size: EVEX.b may broadcast one element of 4 bytes, with W1 of 8, from memory.
 ``k1 k2 k4 k8 ky`` a mask may be given (EVEX.aaa), which has one bit for this many bytes of the memory operand, and
          those whose bit is clear are not accessed; ``kn``: a mask may be given, and the operand is accessed whole.
+``whole`` ... of which those whose bit is clear are not stored, but must be accessible.
 ``nz``   no zeroing (EVEX.z). Where memory or an opmask is the destination there never is.
 ``er``   EVEX.b rounds as L'L says in register forms; ``sae`` it keeps exceptions quiet.
 ``l0 l12 l2`` the vector lengths there are: 128; 256 and 512; 512. ``lig`` L'L means nothing.
@@ -326,9 +327,9 @@ _ROWS = """
 0F3A.16:66 vpextr Ey! Vx Ib l0
 0F3A.17:66 vextractps Ed! Vx Ib l0
 0F3A.18:66 vinsertf128 Vx H Wo Ib kn l12
-0F3A.19:66 vextractf128 Wo! Vx Ib kn l12
+0F3A.19:66 vextractf128 Wo! Vx Ib ky whole l12
 0F3A.1A:66 vinsertf256 Vx H Wd8 Ib kn l2
-0F3A.1B:66 vextractf256 Wd8! Vx Ib kn l2
+0F3A.1B:66 vextractf256 Wd8! Vx Ib ky whole l2
 0F3A.1D:66W0 vcvtps2ph Wh! Vx Ib k2 sae
 0F3A.1E-1F:66 vpcmp K H Wx* Ib ky
 0F3A.20:66 vpinsrb Vx H Ed1 Ib l0
@@ -339,9 +340,9 @@ _ROWS = """
 0F3A.26:66 vgetmantp Vx Wx* Ib ky sae
 0F3A.27:66 vgetmants Vx H Wy Ib ky sae lig
 0F3A.38:66 vinserti128 Vx H Wo Ib kn l12
-0F3A.39:66 vextracti128 Wo! Vx Ib kn l12
+0F3A.39:66 vextracti128 Wo! Vx Ib ky whole l12
 0F3A.3A:66 vinserti256 Vx H Wd8 Ib kn l2
-0F3A.3B:66 vextracti256 Wd8! Vx Ib kn l2
+0F3A.3B:66 vextracti256 Wd8! Vx Ib ky whole l2
 0F3A.3E-3F:66W0 vpcmpb K H Wx Ib k1
 0F3A.3E-3F:66W1 vpcmpw K H Wx Ib k2
 0F3A.42:66W0 vdbpsadbw Vx H Wx Ib kn
@@ -383,7 +384,7 @@ def _regular() -> list[str]:
 
 PREFIXES = {"np": 0, "66": 1, "F3": 2, "F2": 3}
 MAPS = {"0F": 1, "0F38": 2, "0F3A": 3}
-ATTRIBUTES = frozenset("k1 k2 k4 k8 ky kn nz er sae l0 l12 l2 lig packed bc".split())
+ATTRIBUTES = frozenset("k1 k2 k4 k8 ky kn nz er sae l0 l12 l2 lig packed bc whole".split())
 _LENGTHS = {"l0": 1, "l12": 6, "l2": 4}
 ALL_LENGTHS = 7
 
