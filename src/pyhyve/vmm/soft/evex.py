@@ -54,8 +54,8 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ud,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import SLOW_PACKED, SLOW_SEGMENTED
-from cython.cimports.pyhyve.vmm.soft.vector import get_lane, registers_from, registers_to, set_lane
-from cython.cimports.pyhyve.vmm.soft.xstate import OPMASK, component_offset
+from cython.cimports.pyhyve.vmm.soft.vector import VECTORS, get_lane, registers_from, registers_to, set_lane
+from cython.cimports.pyhyve.vmm.soft.xstate import OPMASK, OPMASKS, ZMM_16, component_offset
 
 # Which bytes of the operand
 
@@ -300,6 +300,11 @@ def masked_finish(s):
 # Gathers and scatters
 
 
+def component_of(reg):
+    """The state components that have a vector register."""
+    return VECTORS if reg < 16 else cython.cast(uint64_t, 1) << ZMM_16
+
+
 def opmask_of(s, insn):
     """The mask of the instruction in the vCPU's XSAVE area."""
     return cython.cast(cython.pointer(uint64_t), cython.address(s.xsave[component_offset[OPMASK] + 8 * (insn.evex[2] & 7)]))
@@ -339,7 +344,7 @@ def evex_gather(s, insn):
     done: cython.bint = False
     if insn.modrm & 7 != 4 or insn.addrsize == 2 or reg == insn.index:
         return ud(s)
-    registers_to(s)
+    registers_to(s, component_of(reg) | component_of(insn.index) | OPMASKS)
     for lane in range(lanes):
         if (mask[0] >> lane) & 1 == 0:
             continue
@@ -361,7 +366,7 @@ def evex_gather(s, insn):
         # Each lane that is written is an instruction of this vector length.
         for lane in range(length // size, 64 // size):
             set_lane(s, reg, lane, size, 0)
-    registers_from(s)
+    registers_from(s, component_of(reg) | OPMASKS)
     if status != DONE:
         return status
     return finish(s, insn)
@@ -379,7 +384,7 @@ def evex_scatter(s, insn):
     status: cython.int = DONE
     if insn.modrm & 7 != 4 or insn.addrsize == 2:
         return ud(s)
-    registers_to(s)
+    registers_to(s, component_of(reg) | component_of(insn.index) | OPMASKS)
     for lane in range(lanes):
         if (mask[0] >> lane) & 1 == 0:
             continue
@@ -391,7 +396,7 @@ def evex_scatter(s, insn):
         mask[0] &= ~(cython.cast(uint64_t, 1) << lane)
     if status == DONE:
         mask[0] = 0
-    registers_from(s)
+    registers_from(s, OPMASKS)
     if status != DONE:
         return status
     return finish(s, insn)

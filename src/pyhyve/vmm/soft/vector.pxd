@@ -14,6 +14,7 @@ cdef enum:
     X87 = 1
     SSE = 2
     AVX = 4
+    VECTORS = 0x46             # registers 0-15, all of their bits: SSE, AVX, the upper half of AVX-512's
     COMPACTED = 63             # bit of XCOMP_BV
 
     # The XSAVE area (SDM Vol. 1 13.4).
@@ -65,8 +66,8 @@ cdef int avx_checks(CpuState *s) noexcept nogil
 cdef uint32_t vector_bytes(CpuState *s) noexcept nogil
 cdef uint32_t lane_place(uint32_t reg, uint32_t offset) noexcept nogil
 cdef uint32_t part_size(CpuState *s, uint32_t number) noexcept nogil
-cdef void registers_to(CpuState *s) noexcept nogil
-cdef void registers_from(CpuState *s) noexcept nogil
+cdef void registers_to(CpuState *s, uint64_t components) noexcept nogil
+cdef void registers_from(CpuState *s, uint64_t components) noexcept nogil
 cdef uint64_t get_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size) noexcept nogil
 cdef void set_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size, uint64_t value) noexcept nogil
 cdef int masked_store(CpuState *s, Insn *insn, uint8_t *data, uint8_t *mask, uint32_t size) noexcept nogil

@@ -405,17 +405,16 @@ def avx_checks(s):
     return DONE
 
 
-def registers_to(s):
-    """The live vector registers into the XSAVE area."""
+def registers_to(s, components):
+    """Live registers into the XSAVE area."""
     clear_header(cython.address(s.xsave[0]))
-    native.xsave(cython.address(s.xsave[0]), s.engine.xsave_mask)
+    native.xsave(cython.address(s.xsave[0]), components & s.engine.xsave_mask)
 
 
-def registers_from(s):
-    """The XSAVE area's SSE, AVX and AVX-512 parts into the registers."""
-    bits: uint64_t = SSE | AVX | (s.engine.xsave_mask & AVX512_STATE)
-    quad(cython.address(s.xsave[0]), AREA_HEADER)[0] |= bits
-    native.xrstor(cython.address(s.xsave[0]), bits)
+def registers_from(s, components):
+    """These parts of the XSAVE area into the registers."""
+    quad(cython.address(s.xsave[0]), AREA_HEADER)[0] |= components & s.engine.xsave_mask
+    native.xrstor(cython.address(s.xsave[0]), components & s.engine.xsave_mask)
 
 
 def vector_bytes(s):
@@ -477,7 +476,7 @@ def vgather(s, insn):
     if insn.base != NO_REG:
         base += s.gpr[insn.base & 15]
 
-    registers_to(s)
+    registers_to(s, VECTORS)
     for lane in range(lanes):
         # The first bit of a mask lane stands for all of it.
         if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1):
@@ -509,7 +508,7 @@ def vgather(s, insn):
             set_lane(s, insn.vvvv, lane, size, 0)
             if lane >= lanes:
                 set_lane(s, insn.reg, lane, size, 0)
-    registers_from(s)
+    registers_from(s, VECTORS)
     if status != DONE:
         return status
     return finish(s, insn)
@@ -539,7 +538,7 @@ def vmaskmov(s, insn):
         return FAULT
     ea = effective_address(s, insn)
 
-    registers_to(s)
+    registers_to(s, VECTORS)
     for lane in range(lanes):
         loaded[lane] = 0
         if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1) == 0:
@@ -564,7 +563,7 @@ def vmaskmov(s, insn):
     else:
         for lane in range(vector_bytes(s) // size):
             set_lane(s, insn.reg, lane, size, loaded[lane] if lane < lanes else 0)
-        registers_from(s)
+        registers_from(s, VECTORS)
     return finish(s, insn)
 
 
@@ -600,7 +599,7 @@ def maskmovdqu(s, insn):
         return ud(s)
     elif s.cr0 & CR0_TS:
         return raise_fault(s, EXC_NM, False, 0)
-    registers_to(s)
+    registers_to(s, X87 | SSE)
     if masked_store(s, insn, area + AREA_XMM + 16 * insn.reg, area + AREA_XMM + 16 * insn.rm, 16) != DONE:
         return FAULT
     return finish(s, insn)
@@ -616,7 +615,7 @@ def maskmovq(s, insn):
         return ud(s)
     if s.cr0 & CR0_TS:
         return raise_fault(s, EXC_NM, False, 0)
-    registers_to(s)
+    registers_to(s, X87 | SSE)
     if cython.cast(cython.pointer[uint16_t], area + AREA_FSW)[0] & FSW_SUMMARY:
         return raise_fault(s, EXC_MF, False, 0)
     # The area holds ST(0) first; MMX registers are the physical ones.

@@ -6,6 +6,7 @@ cdef enum:
     # State components (SDM Vol. 1 13.1), by number
     YMM_HIGH = 2
     OPMASK = 5
+    OPMASKS = 0x20             # as a bit
     ZMM_HIGH = 6               # bits 256 and up of registers 0-15
     ZMM_16 = 7                 # registers 16-31
     COMPONENTS = 8
