@@ -178,6 +178,12 @@ def watched(s, va, bits, access):
     return hit
 
 
+def in_parts(what):
+    """Is it not one bit of the mask for each element that memory has? How the host then reads what is beyond is its own
+    business, so it does not run where that is another page."""
+    return what & SLOW_PACKED != 0 or (what & 0xFFFF) >> ((what >> 27) & 3) != cython.cast(uint32_t, 1) << (what >> 29)
+
+
 def masked_access(s, va, what, status):
     size: uint32_t = what & 0xFFFF
     access: uint32_t = (what >> 16) & ACCESS_WRITE
@@ -244,7 +250,7 @@ def masked_access(s, va, what, status):
             status[0] = CODE_WRITE
             return 0
 
-    if part[1] == 0 and s.bounce_host[0]:
+    if part[1] == 0 and s.bounce_host[0] and (first == size or not in_parts(what)):
         if access == ACCESS_WRITE and s.engine.cpu_count > 1 and not writable_now(s, mode, va):
             s.bounce_active = OPEN_STORE
             s.open_gpa = s.bounce_gpa[0]
