@@ -15,7 +15,19 @@ from pyhyve.vmm.api import CpuidEntry, Point, PointKind
 from pyhyve.vmm.exits import Bogus, Debug, InstEmul, Suspended, SuspendReason
 from pyhyve.vmm.registers import Reg
 from pyhyve.vmm.soft import announce, opcodes_evex, xstate
-from tests.guests import DATA, DEVICE, MEMORY_SIZE, Guest, Mode, assemble, boot_guest, find_backend, is_end
+from tests.guests import (
+    DATA,
+    DEVICE,
+    END,
+    MEMORY_SIZE,
+    REAL_DATA,
+    Guest,
+    Mode,
+    assemble,
+    boot_guest,
+    find_backend,
+    is_end,
+)
 from tests.vmm.soft.native import layout
 from tests.vmm.soft.native.compare import Comparison, memory_for, pack
 from tests.vmm.soft.native.generate import PLAIN_IMAGE, RBX, Blob, Item, State
@@ -261,6 +273,28 @@ def test_control_registers_say_whether_there_is_it(
     guest = boot(TRAPS + prepare + "\nxor %eax, %eax\n" + code + "\n" + HANDLERS, xcr0=xcr0)
     guest.until_end()
     assert guest.word(0, 4) == expected
+
+
+_REAL_CODE = ["vaddps %xmm0, %xmm0, %xmm0", "andn %eax, %eax, %eax", ".byte 0x62, 0xF1, 0x7C, 0x48, 0x58, 0xC0"]
+
+
+@pytest.mark.parametrize("code", _REAL_CODE)
+def test_real_mode_has_no_vex_and_no_evex(code: str) -> None:
+    text = f"""
+        .code16
+        movw $undefined, 6 * 4
+        movw $0, 6 * 4 + 2
+        {code}
+        out %al, ${END}
+    undefined:
+        movb $6, {REAL_DATA}
+        out %al, ${END}
+    """
+    guest = boot_guest(find_backend("soft"), assemble(text, 0x8000, Mode.REAL), Mode.REAL)
+    guest.vcpu.set_registers({Reg.CR4: CR4_OSXSAVE | 0x600, Reg.XCR0: ALL_STATE})
+    guest.until_end()
+    assert guest.memory.read(REAL_DATA, 1) == b"\x06"
+    guest.close()
 
 
 @needs_avx512
