@@ -18,9 +18,9 @@ pytestmark = pytest.mark.timeout(600)
 SOURCES = Path(__file__).with_name("programs")
 # No contraction to fused multiply-add but where a program asks for it: the results should be the source's.
 FLAGS = "-std=gnu17 -O2 -w -static -pthread -ffp-contract=off".split()
-MORE_FLAGS = {"vectors": "-msse4.2 -mavx2 -mfma".split()}
+MORE_FLAGS = {"vectors": "-msse4.2 -mavx2 -mfma".split(), "masks": "-O3 -march=x86-64-v4".split()}
 UNSUPPORTED = 77
-NEEDS = {"vectors": {"avx2", "fma", "sse4_2"}}
+NEEDS = {"vectors": {"avx2", "fma", "sse4_2"}, "masks": set("avx512f avx512bw avx512cd avx512dq avx512vl".split())}
 
 
 def host_features() -> set[str]:
@@ -67,6 +67,13 @@ def test_a_c_program_gives_what_it_gives_on_the_host(guest, binaries, name):
         pytest.skip(f"this host has not what the program is about: {native.stdout}")
     native.check_returncode()
     assert guest.output(f"/programs/{name}") == native.stdout
+
+
+def test_the_guest_is_told_of_avx_512_as_far_as_the_host_has_it(guest):
+    told = set(guest.output("grep -m1 ^flags /proc/cpuinfo").split())
+    assert {flag for flag in told if flag.startswith("avx512")} == {
+        flag for flag in host_features() if flag.startswith("avx512")
+    } - {"avx512_vp2intersect", "avx512_fp16", "avx512er", "avx512pf", "avx512_4vnniw", "avx512_4fmaps"}
 
 
 def test_a_python_program_gives_what_it_gives_on_the_host(guest, python):

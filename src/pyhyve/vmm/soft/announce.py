@@ -41,6 +41,12 @@ _LEAF7_EDX = _bits(4)
 _AVX_LEAF1_ECX = _bits(12, 28, 29)
 _AVX_LEAF7_EBX = _bits(5)
 _AVX_LEAF7_ECX = _bits(9, 10)
+# AVX-512, all of it with its state in XCR0, or nothing. Leaf 7 EBX: F DQ IFMA CD BW VL; ECX: VBMI VBMI2 VNNI BITALG
+# VPOPCNTDQ; subleaf 1 EAX: BF16. Without F, DQ, CD, BW and VL together it is another thing (Xeon Phi) and not announced.
+_AVX512_LEAF7_EBX = _bits(16, 17, 21, 28, 30, 31)
+_AVX512_LEAF7_ECX = _bits(1, 6, 11, 12, 14)
+_AVX512_LEAF7_1_EAX = _bits(5)
+_AVX512_NEEDED = _bits(16, 17, 28, 30, 31)
 # Leaf 0x80000001 ECX: LAHF ABM MISALIGNSSE 3DNOWPREFETCH TOPOEXT
 _EXT1_ECX = _bits(0, 5, 7, 8, 22)
 _TOPOEXT = _bits(22)
@@ -49,8 +55,11 @@ _EXT1_EDX = _bits(11, 20, 26, 27, 29)
 _EXT1_EDX_MIRROR = _bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24)
 # Leaf 0xD subleaf 1: XSAVEOPT XSAVEC XGETBV1
 _XSAVE_EXTRA = _bits(0, 1, 2)
-_XCR0_CARRIED = 7  # x87, SSE, AVX
+_XCR0_CARRIED = 0xE7  # x87, SSE, AVX, AVX-512
 _XCR0_AVX = 6
+_XCR0_AVX512 = 0xE6
+_XSAVE_LEGACY = 576
+_XSAVE_ALIGNED = _bits(1)  # of subleaves 2 and up, ECX: on a border of 64 bytes where compacted
 _ARAT = _bits(2)
 _INVARIANT_TSC = _bits(8)
 # Speculation. A guest's branches are the engine's own, at the engine's addresses, and RET goes through the jump cache:
@@ -67,7 +76,7 @@ _INTEL = (0x756E6547, 0x6C65746E, 0x49656E69)  # "Genu", "ntel", "ineI": EBX, EC
 _APIC_HZ = 1_000_000_000
 _KVM_LEAF = 0x40000000
 _KVM_FREQUENCY_LEAF = 0x40000010
-_SUBLEAVES = {7: 2, 0xB: 3, 0xD: 3, 0x1F: 3}
+_SUBLEAVES = {7: 2, 0xB: 3, 0xD: 8, 0x1F: 3}
 
 
 def _cache_rows(read: ReadLeaf, leaf: int) -> list[Row]:
@@ -138,7 +147,9 @@ def supported_rows(read: ReadLeaf, host_xcr0: int, tsc_hz: int) -> list[Row]:
 def _basic_rows(read: ReadLeaf, host_max: int, intel: bool, host_xcr0: int, tsc_hz: int) -> list[Row]:
     signature, ebx, ecx, edx = read(1, 0)
     xcr0 = host_xcr0 & _XCR0_CARRIED if ecx & _OSXSAVE else 0
-    _, ebx7, ecx7, edx7 = read(7, 0) if host_max >= 7 else (0, 0, 0, 0)
+    more7, ebx7, ecx7, edx7 = read(7, 0) if host_max >= 7 else (0, 0, 0, 0)
+    avx512 = xcr0 & _XCR0_AVX512 == _XCR0_AVX512 and ebx7 & _AVX512_NEEDED == _AVX512_NEEDED
+    wide7 = (ebx7 & _AVX512_LEAF7_EBX, ecx7 & _AVX512_LEAF7_ECX, read(7, 1)[0] & _AVX512_LEAF7_1_EAX if more7 else 0)
     ecx &= _LEAF1_ECX
     ebx7, ecx7, edx7 = ebx7 & _LEAF7_EBX, ecx7 & _LEAF7_ECX, edx7 & _LEAF7_EDX
     avx = xcr0 & _XCR0_AVX == _XCR0_AVX
@@ -149,6 +160,11 @@ def _basic_rows(read: ReadLeaf, host_max: int, intel: bool, host_xcr0: int, tsc_
         ecx &= ~_AVX_LEAF1_ECX
         ebx7 &= ~_AVX_LEAF7_EBX
         ecx7 &= ~_AVX_LEAF7_ECX
+    eax71 = 0
+    if avx512:
+        ebx7, ecx7, eax71 = ebx7 | wide7[0], ecx7 | wide7[1], wide7[2]
+    else:
+        xcr0 &= ~0xE0
 
     rows: list[Row] = [
         (0, None, 0x16 if intel else 0xD, *read(0, 0)[1:]),
@@ -157,15 +173,17 @@ def _basic_rows(read: ReadLeaf, host_max: int, intel: bool, host_xcr0: int, tsc_
     if intel:
         rows.append((2, None, *read(2, 0)))
         rows += _cache_rows(read, 4)
-    rows += [(6, None, _ARAT, 0, 0, 0), (7, 0, 0, ebx7 | _LEAF7_EBX_OWN, ecx7, edx7)]
+    rows += [(6, None, _ARAT, 0, 0, 0), (7, 0, 1 if eax71 else 0, ebx7 | _LEAF7_EBX_OWN, ecx7, edx7)]
+    if eax71:
+        rows.append((7, 1, eax71, 0, 0, 0))
     if host_max >= 0xB:
         rows += [(0xB, subleaf, *read(0xB, subleaf)) for subleaf in range(2)]
     if ecx & _XSAVE:
-        size = 832 if avx else 576
+        parts = [(number, *read(0xD, number)) for number in range(2, 8) if xcr0 >> number & 1]
+        size = max([_XSAVE_LEGACY, *(offset + length for _, length, offset, _, _ in parts)])
         rows.append((0xD, 0, xcr0, size, size, 0))
         rows.append((0xD, 1, read(0xD, 1)[0] & _XSAVE_EXTRA, size, 0, 0))
-        if avx:
-            rows.append((0xD, 2, 256, 576, 0, 0))
+        rows += [(0xD, number, length, offset, ecx & _XSAVE_ALIGNED, 0) for number, length, offset, ecx, _ in parts]
     if intel:
         rows += _frequency_rows(tsc_hz)
     return rows

@@ -11,7 +11,6 @@ cdef enum:
     PHYSICAL = 0x3FFFFFFFFFFF        # MAXPHYADDR is 46
     PDPTE_RESERVED = 0x7FFFC000000001E6
     CR0_WRITABLE = 0xE005002F        # PE MP EM TS NE WP AM NW CD PG; ET is wired to 1
-    XCR0_CARRIED = 7                 # x87, SSE, AVX
 
     DR6_BD = 0x2000
     DR7_GD = 0x2000

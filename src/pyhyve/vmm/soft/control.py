@@ -55,6 +55,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     gp,
     ud,
 )
+from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE
 
 # Control registers
 
@@ -251,10 +252,12 @@ def smsw(s, insn):
 
 def set_xcr0(s, value):
     row: cython.pointer[CpuidRow] = cpuid_row(s.engine, 0xD, 0)
-    allowed: uint64_t = XCR0_CARRIED
+    allowed: uint64_t = s.engine.xsave_mask
     if row != cython.NULL:
         allowed &= row.eax
     if value & ~allowed or value & 1 == 0 or (value & 6) == 4:
+        return gp(s, 0)
+    if value & AVX512_STATE and value & (AVX512_STATE | 6) != AVX512_STATE | 6:
         return gp(s, 0)
     s.xcr0 = value
     update_mode(s)

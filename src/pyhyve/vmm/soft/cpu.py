@@ -38,6 +38,7 @@ from cython.cimports.pyhyve.vmm.soft.debug import (
     report_hits,
 )
 from cython.cimports.pyhyve.vmm.soft.decode import ops
+from cython.cimports.pyhyve.vmm.soft.evex import masked_access
 from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
 from cython.cimports.pyhyve.vmm.soft.helpers import table
 from cython.cimports.pyhyve.vmm.soft.insn import Insn
@@ -119,6 +120,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     raise_fault,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import (
+    SLOW_MASKED,
     SLOW_SEGMENTED,
     X_CHAIN,
     X_EVENT,
@@ -252,11 +254,12 @@ def locate(s, host_pc):
 def slow_access(s, va, what, host_pc):
     status: cython.int = DONE
     size: uint32_t = what & 0xFFFF
-    access: uint32_t = (what >> 16) & 0xF
+    access: uint32_t = (what >> 16) & 7
     addend: uint64_t = 0
     insn_segment: uint32_t = (what >> 20) & 7
     s.host_pc = host_pc
     s.bounce_active = 0
+    s.bounce_mask = 0
     if s.mmio_writes >= 8:
         # Tell Python of the queued writes before there are more than fit.
         locate(s, host_pc - 1)
@@ -264,12 +267,14 @@ def slow_access(s, va, what, host_pc):
         s.slow_status = LEAVE
         s.host_pc = 0
         return 0
-    if what & SLOW_SEGMENTED:
+    if what & SLOW_MASKED:
+        addend = masked_access(s, va, what, cython.address(status))
+    elif what & SLOW_SEGMENTED:
         status = linear(s, insn_segment, va, size, access & 3, cython.address(va))
         s.scratch[0] = va
     elif s.mode & MODE_ALIGN:
         status = check_alignment(s, va, size, access)
-    if status == DONE:
+    if status == DONE and what & SLOW_MASKED == 0:
         addend = tlb_fill(s, va, size, access, cython.address(status))
     s.slow_status = status
     if status != DONE:

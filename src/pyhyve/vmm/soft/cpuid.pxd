@@ -26,7 +26,6 @@ cdef CpuidRow *cpuid_row(Engine *e, uint32_t leaf, uint32_t subleaf) noexcept no
 # Used inside this module only.
 # What CPUID answers on this vCPU. (A name of its own: `cpuid` is the helper.)
 cdef void cpuid_query(CpuState *s, uint32_t leaf, uint32_t subleaf, uint32_t *regs) noexcept nogil
-cdef uint32_t xsave_size(uint64_t components) noexcept nogil
 
 # Helpers
 cdef int cpuid(CpuState *s, Insn *insn) noexcept nogil

@@ -13,6 +13,7 @@ from cython.cimports.pyhyve.vmm.soft.msr import APIC_ENABLED
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import CR4_OSXSAVE, RAX, RBX, RCX, RDX, CpuidRow
 from cython.cimports.pyhyve.vmm.soft.system import rdtsc
+from cython.cimports.pyhyve.vmm.soft.xstate import xsave_size
 
 from pyhyve.vmm.soft import announce
 
@@ -43,10 +44,6 @@ def feature(e, leaf, reg, bit):
     return (value >> bit) & 1
 
 
-def xsave_size(components):
-    return 832 if components & 4 else 576
-
-
 def cpuid_query(s, leaf, subleaf, regs):
     row: cython.pointer[CpuidRow] = cpuid_row(s.engine, leaf, subleaf)
     threads: uint32_t
@@ -70,9 +67,9 @@ def cpuid_query(s, leaf, subleaf, regs):
             regs[3] = s.index
     elif leaf == 0xD:
         if row != cython.NULL and subleaf == 0:
-            regs[1] = xsave_size(s.xcr0)
+            regs[1] = xsave_size(s.xcr0, False)
         elif row != cython.NULL and subleaf == 1 and regs[0] & 2:
-            regs[1] = xsave_size(s.xcr0)  # the compacted format is as large: AVX is the only extended component
+            regs[1] = xsave_size(s.xcr0, True)
     elif leaf == LEAF_AMD_TOPOLOGY:
         if row != cython.NULL:
             threads = ((regs[1] >> 8) & 0xFF) + 1

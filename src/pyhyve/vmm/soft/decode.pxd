@@ -57,6 +57,9 @@ cdef enum:
     SZ_ENV     # x87 environment: 28, or 14 with 66
     SZ_FSAVE   # x87 state: 108 or 94
     SZ_TEN
+    SZ_KW      # 2, or 8 with VEX.W: KMOV
+    SZ_KB      # 1, or 4
+    SZ_32
 
     OP_READ = 1
     OP_WRITE = 2
@@ -74,6 +77,18 @@ cdef enum:
     NEED_SSE = 4
     NEED_AVX = 8
     NEED_WAIT = 0x10
+    NEED_AVX512 = 0x20
+
+    # OpInfo.evex: see opcodes_evex
+    EVEX_VVVV = 1        # vvvv names a register
+    EVEX_BROADCAST = 2   # EVEX.b may broadcast from memory
+    EVEX_MASK = 4        # EVEX.aaa may name a mask
+    EVEX_WHOLE = 8       # ... and memory is accessed whole all the same
+    EVEX_NO_ZERO = 0x10
+    EVEX_TO_MASK = 0x20  # ModRM.reg is an opmask register
+    EVEX_REPEATS = 0x40  # the mask goes by elements of the vector, of which memory has fewer
+    EVEX_PACKED = 0x80   # memory holds the elements whose mask bit is set
+    EVEX_VSIB = 0x100
 
     DECODED = 0
     NEED_BYTES = 1       # the bytes end before the instruction does
@@ -97,6 +112,9 @@ cdef struct OpInfo:
     uint8_t pp           # mandatory prefix 0-3, 0xFF where none is meant
     uint8_t attr
     uint8_t need
+    uint8_t lengths      # EVEX: bits of the values of L'L that there are
+    uint8_t mask_size    # EVEX: SZ_* of what a bit of the mask stands for in memory
+    uint16_t evex        # EVEX_*
     uint16_t flags_read
     uint16_t flags_kill
 
@@ -105,5 +123,10 @@ cdef OpInfo ops[2048]
 # Decode at most `avail` bytes at `code` as MODE_* `mode` has it. An unknown or invalid encoding comes out as K_UD.
 # DECODED, or NEED_BYTES. More than 15 bytes come out as K_UD of length 15 (the caller raises #GP).
 cdef int decode(const uint8_t *code, uint32_t avail, uint32_t mode, Insn *insn) noexcept nogil
+# Does an EVEX instruction with this row encode nothing that raises #UD? What depends on the processor in the forms
+# without memory is left to the host, which runs the same encoding.
+cdef bint evex_valid(Insn *insn, OpInfo *op) noexcept nogil
 cdef uint32_t operand_size(uint8_t size, Insn *insn) noexcept nogil
+# The row of a VEX or EVEX instruction, 0 where it is invalid. Outside 64-bit mode W of general registers goes.
+cdef uint32_t vector_row(Insn *insn, uint32_t row, uint32_t index, bint code64) noexcept nogil
 cdef uint64_t read_le(const uint8_t *code, uint32_t at, uint32_t size) noexcept nogil

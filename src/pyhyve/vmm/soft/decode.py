@@ -15,12 +15,14 @@ from cython.cimports.pyhyve.vmm.soft.insn import (
     REG_RIP,
     Insn,
 )
-from cython.cimports.pyhyve.vmm.soft.state import DS, MODE_CODE32, MODE_CODE64, SS
+from cython.cimports.pyhyve.vmm.soft.state import DS, MODE_CODE32, MODE_CODE64, MODE_PROTECTED, SS
 
-from pyhyve.vmm.soft import opcodes
+from pyhyve.vmm.soft import opcodes, opcodes_evex
 
 # [VEX][map][opcode][pp][register form][reg]
 lookup = cython.declare(uint16_t[2 * 4 * 256 * 4 * 2 * 8])
+# EVEX: [map - 1][opcode][pp][W][register form][reg]
+lookup_evex = cython.declare(uint16_t[3 * 256 * 4 * 2 * 2 * 8])
 lookup_0f01 = cython.declare(uint16_t[256])
 arpl_row = cython.declare(uint16_t[1])
 # Which opcodes of the first two maps have a ModRM byte
@@ -30,7 +32,7 @@ modrm_0f = cython.declare(uint8_t[256])
 _SIZE_CODES = {
     "b": SZ_B, "w": SZ_W, "d": SZ_D, "q": SZ_Q, "v": SZ_V, "z": SZ_Z, "y": SZ_Y, "x": SZ_X, "h": SZ_H, "f": SZ_F,
     "e": SZ_E, "o": SZ_O, "dup": SZ_DUP, "pair": SZ_PAIR, "env": SZ_ENV, "fsave": SZ_FSAVE, "10": SZ_TEN, "1": SZ_B,
-    "2": SZ_W, "": SZ_NONE,
+    "2": SZ_W, "": SZ_NONE, "kw": SZ_KW, "kb": SZ_KB, "d8": SZ_32,
 }  # fmt: skip
 _ACCESS = {"!": OP_WRITE, "+": OP_RW, "-": 0, "": OP_READ}
 _MEM_ACCESS = {"!": MEM_WRITE, "+": MEM_RMW, "-": MEM_NONE, "": MEM_READ}
@@ -113,17 +115,57 @@ def _fill_op(number: cython.int, tokens, vex):
             if first in "ER":
                 op.rm_access = _ACCESS[suffix]
                 op.rm_size = _SIZE_CODES[reg_size]
-            if first in "EMWQ":
+            if first in "EMWQ" or (first == "K" and size):
                 op.mem_size = _SIZE_CODES[size]
                 op.mem_access = _MEM_ACCESS[suffix]
             if first in "VHWU":
                 need |= NEED_AVX if vex else NEED_SSE
             if first in "PQN":
                 need |= NEED_MMX
+            if first == "K":
+                need |= NEED_AVX512
     if tokens[0] == "ldmxcsr" or tokens[0] == "stmxcsr":
         need = NEED_SSE
     op.attr = attr
     op.need = need
+
+
+def _fill_evex(number: cython.int, form):
+    """Set row ``number`` of ``ops`` from an EVEX row."""
+    op: cython.pointer(OpInfo) = cython.address(ops[number])
+    tokens = [token.replace("*", "") for token in form.tokens]
+    bits = 0
+    # What is an opmask register by EVEX.aaa, or a memory operand by VSIB, is nobody's operand here
+    plain = [token for token in tokens if token not in opcodes_evex.ATTRIBUTES and token not in ("H", "S", "Kr")]
+    _fill_op(number, plain, True)
+    for token, bit in (("H", EVEX_VVVV), ("nz", EVEX_NO_ZERO), ("bc", EVEX_REPEATS), ("packed", EVEX_PACKED),
+                       ("S", EVEX_VSIB), ("kn", EVEX_WHOLE), ("whole", EVEX_WHOLE)):  # fmt: skip
+        if token in tokens:
+            bits |= bit
+    if form.element or "S" in tokens:
+        bits |= EVEX_MASK
+    if form.tokens[1] == "K":
+        bits |= EVEX_TO_MASK
+    for token in form.tokens[1:]:
+        if token.endswith("*"):
+            bits |= EVEX_BROADCAST
+    if form.element in ("1", "2", "4", "8", "y"):
+        op.mask_size = _SIZE_CODES[{"1": "b", "2": "w", "4": "d", "8": "q", "y": "y"}[form.element]]
+    op.evex = bits
+    op.lengths = form.lengths
+    op.need = NEED_AVX512
+    op.pp = form.pp
+
+
+def _build_evex(number: cython.int):
+    """The EVEX rows, from row ``number`` of ``ops`` on, into ``lookup_evex``. The number behind the last."""
+    for row in opcodes_evex.rows():
+        form, places = opcodes_evex.cells(row)
+        _fill_evex(number, form)
+        for place in places:
+            lookup_evex[cython.cast(cython.int, place)] = number
+        number += 1
+    return number
 
 
 def _build():
@@ -147,7 +189,8 @@ def _build():
         number += 1
     arpl_row[0] = number
     _fill_op(number, ["arpl", "Ew-", "Gw-", "@arpl"], False)
-    if number >= 2048:
+    number = _build_evex(number + 1)
+    if number > 2048:
         raise AssertionError("the opcode table has outgrown ops")
 
 
@@ -167,17 +210,17 @@ def operand_size(size, insn):
     if size == SZ_Y:
         return 8 if insn.rex_w else 4
     if size == SZ_X:
-        return 32 if insn.vex_l else 16
+        return 16 << insn.vex_l
     if size == SZ_H:
-        return 16 if insn.vex_l else 8
+        return 8 << insn.vex_l
     if size == SZ_F:
-        return 8 if insn.vex_l else 4
+        return 4 << insn.vex_l
     if size == SZ_E:
-        return 4 if insn.vex_l else 2
+        return 2 << insn.vex_l
     if size == SZ_O:
         return 16
     if size == SZ_DUP:
-        return 32 if insn.vex_l else 8
+        return 16 << insn.vex_l if insn.vex_l else 8
     if size == SZ_PAIR:
         return 16 if insn.rex_w else 8
     if size == SZ_ENV:
@@ -186,7 +229,39 @@ def operand_size(size, insn):
         return 94 if insn.opsize == 2 else 108
     if size == SZ_TEN:
         return 10
+    if size == SZ_KW:
+        return 8 if insn.rex_w else 2
+    if size == SZ_KB:
+        return 4 if insn.rex_w else 1
+    if size == SZ_32:
+        return 32
     return 0
+
+
+def evex_valid(insn, op):
+    bits: uint32_t = op.evex
+    high: cython.bint = (insn.evex[0] & 0x10) == 0  # R'
+    zero: cython.bint = insn.evex[2] >> 7 != 0
+    if bits & EVEX_VVVV == 0:
+        # All of its bits are looked at in every mode, but V' means something else with VSIB
+        if insn.evex[1] & 0x78 != 0x78 or (bits & EVEX_VSIB == 0 and insn.evex[2] & 8 == 0):
+            return False
+    if high and (op.reg_access or bits & EVEX_TO_MASK):
+        return False
+    if bits & EVEX_TO_MASK and insn.reg & 8:
+        return False
+    if not insn.has_mem:
+        return True
+    if (op.lengths >> insn.vex_l) & 1 == 0:
+        return False
+    if insn.evex[2] & 0x10 and bits & EVEX_BROADCAST == 0:
+        return False
+    if insn.evex[2] & 7:
+        if bits & EVEX_MASK == 0:
+            return False
+    elif bits & EVEX_VSIB or (zero and bits & EVEX_MASK):
+        return False
+    return not (zero and (op.mem_access & MEM_WRITE or bits & (EVEX_NO_ZERO | EVEX_TO_MASK)))
 
 
 def decode(code, avail, mode, insn):
@@ -228,6 +303,7 @@ def decode(code, avail, mode, insn):
     insn.vex_l = 0
     insn.vvvv = 0
     insn.vex_pp = 0
+    insn.evex[0] = insn.evex[1] = insn.evex[2] = 0
     insn.rep = 0
     insn.opsize_prefix = 0
     insn.lock = 0
@@ -287,15 +363,28 @@ def decode(code, avail, mode, insn):
         if n >= limit:
             return short_by
         if code64 or (code[n] & 0xC0) == 0xC0:
-            if b == 0x62:
-                insn.length = n
-                return DECODED  # EVEX is not announced
-            if rex or insn.lock or insn.opsize_prefix or insn.rep:
+            if rex or insn.lock or insn.opsize_prefix or insn.rep or mode & MODE_PROTECTED == 0:
                 insn.length = n
                 return DECODED
             insn.vex = 1
             r = (~code[n] >> 7) & 1
-            if b == 0xC5:
+            if b == 0x62:
+                if n + 3 > limit:
+                    return short_by
+                insn.vex = 2
+                insn.map = code[n] & 15
+                if insn.map == 0 or insn.map > 3 or code[n + 1] & 4 == 0:
+                    insn.map = 0
+                    insn.length = n
+                    return DECODED
+                insn.evex[0] = code[n]
+                insn.evex[1] = b = code[n + 1]
+                insn.evex[2] = code[n + 2]
+                n += 3
+                x = (~insn.evex[0] >> 6) & 1
+                bb = (~insn.evex[0] >> 5) & 1
+                insn.rex_w = b >> 7
+            elif b == 0xC5:
                 b = code[n]
                 n += 1
                 insn.map = 1
@@ -313,11 +402,13 @@ def decode(code, avail, mode, insn):
                     insn.length = n
                     return DECODED
             insn.vvvv = (~b >> 3) & 15
-            insn.vex_l = (b >> 2) & 1
+            insn.vex_l = (insn.evex[2] >> 5) & 3 if insn.vex == 2 else (b >> 2) & 1
             insn.vex_pp = pp = b & 3
             if not code64:
+                # There are eight registers: the bits that would name others mean nothing
                 insn.vvvv &= 7
-                insn.rex_w = 0
+                insn.evex[0] |= 0xF0
+                insn.evex[2] |= 8
                 r = x = bb = 0
             if n >= limit:
                 return short_by
@@ -345,10 +436,15 @@ def decode(code, avail, mode, insn):
     if address_prefix:
         insn.addrsize = 4 if code64 or not big else 2
 
-    index = (((insn.vex * 4 + insn.map) * 256 + b) * 4 + pp) * 16
+    table: cython.pointer(uint16_t) = lookup
+    if insn.vex == 2:
+        table = lookup_evex
+        index = ((((insn.map - 1) * 256 + b) * 4 + pp) * 2 + insn.rex_w) * 16
+    else:
+        index = (((insn.vex * 4 + insn.map) * 256 + b) * 4 + pp) * 16
     # Does the opcode have a ModRM byte? Every opcode of the two-byte and longer maps is marked by its rows.
     if insn.map >= 2 or insn.vex:
-        insn.has_modrm = not (insn.vex and insn.map == 1 and b == 0x77)
+        insn.has_modrm = not (insn.vex == 1 and insn.map == 1 and b == 0x77)
     elif insn.map == 1:
         insn.has_modrm = modrm_0f[b]
     else:
@@ -366,14 +462,14 @@ def decode(code, avail, mode, insn):
         index += (modrm >> 3) & 7
         if insn.mod == 3:
             index += 8
-            row = lookup[index]
+            row = table[index]
             if insn.map == 1 and b == 0x01 and insn.vex == 0 and lookup_0f01[modrm]:
                 row = lookup_0f01[modrm]
         elif insn.map == 1 and 0x20 <= b <= 0x23 and insn.vex == 0:
             insn.mod = 3  # MOV to and from control and debug registers ignores mod
             row = lookup[index + 8]
         else:
-            row = lookup[index]
+            row = table[index]
             insn.has_mem = 1
             if insn.addrsize == 2:
                 if insn.mod == 0 and low == 6:
@@ -406,7 +502,10 @@ def decode(code, avail, mode, insn):
                     n += 1
                     insn.scale = sib >> 6
                     insn.index = ((sib >> 3) & 7) | (x << 3)
-                    if insn.index == 4 and not (insn.vex and insn.map == 2 and 0x90 <= b <= 0x93):
+                    if insn.vex and insn.map == 2 and (b & 0xFC == 0x90 or (insn.vex == 2 and b & 0xFC == 0xA0)):
+                        if insn.vex == 2 and insn.evex[2] & 8 == 0:
+                            insn.index |= 16
+                    elif insn.index == 4:
                         insn.index = NO_REG
                     insn.base = (sib & 7) | (bb << 3)
                     if (sib & 7) == 5 and insn.mod == 0:
@@ -439,6 +538,8 @@ def decode(code, avail, mode, insn):
             row = lookup[index + 8]
     if b == 0x63 and insn.map == 0 and insn.vex == 0 and not code64:
         row = arpl_row[0]
+    if insn.vex:
+        row = vector_row(insn, row, index, code64)
     if insn.segment_override != NO_REG:
         insn.segment = insn.segment_override
 
@@ -457,6 +558,13 @@ def decode(code, avail, mode, insn):
             insn.opsize = 8
     insn.mem_access = op.mem_access if insn.has_mem else MEM_NONE
     insn.mem_size = operand_size(op.mem_size, insn) if insn.has_mem else 0
+    if insn.vex == 2 and insn.has_mem:
+        if insn.evex[2] & 0x10:
+            insn.mem_size = 8 if insn.rex_w else 4
+        if insn.mod == 1:
+            # One byte of displacement counts operands; where memory is accessed in parts, elements (2.7.5)
+            insn.disp *= operand_size(op.mask_size if op.evex & (EVEX_PACKED | EVEX_VSIB) else op.mem_size, insn) if (
+                insn.evex[2] & 0x10) == 0 else insn.mem_size
 
     # Immediates
     if op.kind == K_MOFFS:
@@ -497,6 +605,26 @@ def decode(code, avail, mode, insn):
             n += 1
     insn.length = n
     return DECODED
+
+
+def vector_row(insn, row, index, code64):
+    op: cython.pointer(OpInfo) = cython.address(ops[row])
+    if insn.rex_w and not code64 and (op.reg_access or op.rm_access or op.vvvv_access):
+        # W chooses 64-bit registers, which are not there; elsewhere it is part of the opcode
+        insn.rex_w = 0
+        if insn.vex == 2:
+            insn.evex[1] &= 0x7F
+            row = lookup_evex[index - 16]
+            op = cython.address(ops[row])
+    if insn.vex == 2:
+        if not evex_valid(insn, op):
+            return 0
+        if not code64:
+            insn.evex[1] |= 0x40
+        return row
+    if op.need & NEED_AVX512 and insn.has_mem and (insn.vex_l or insn.vvvv):
+        return 0
+    return row
 
 
 def read_le(code, at, size):

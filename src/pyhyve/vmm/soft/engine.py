@@ -90,9 +90,11 @@ from cython.cimports.pyhyve.vmm.soft.stubs import emit_stubs
 from cython.cimports.pyhyve.vmm.soft.threads import lock_code, unlock_code, world_go, world_stop
 from cython.cimports.pyhyve.vmm.soft.modes import reset_cpu, update_mode
 from cython.cimports.pyhyve.vmm.soft.msr import msr_read, msr_write, set_efer
+from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE, AVX_STATE, carried, xsave_size
 
 import pyhyve.vmm.soft.control
 import pyhyve.vmm.soft.events
+import pyhyve.vmm.soft.evex
 import pyhyve.vmm.soft.flags
 import pyhyve.vmm.soft.legacy
 import pyhyve.vmm.soft.near
@@ -206,7 +208,7 @@ class SoftMachine:
         self.e.tsc_start = cpuid.host_tsc()
         self.e.wall_start = time.time_ns()
         self.e.apic_hz = 1000000000
-        self.e.xsave_mask = 7
+        self.e.xsave_mask = carried
         for region in memory.regions:
             self.e.regions[number].gpa = region.gpa
             self.e.regions[number].size = region.size
@@ -361,6 +363,7 @@ class SoftMachine:
     def set_cpuid(self, entries):
         number: uint32_t = 0
         i: uint32_t
+        shown: uint64_t = 0
         self.cpuid_rows = list(entries)
         for entry in self.cpuid_rows:
             if number == 128:
@@ -373,7 +376,11 @@ class SoftMachine:
             self.e.cpuid[number].ecx = entry.ecx
             self.e.cpuid[number].edx = entry.edx
             number += 1
+            if entry.leaf == 0xD and not entry.subleaf:
+                # What the guest cannot use need not be saved.
+                shown = entry.eax
         self.e.cpuid_count = number
+        self.e.xsave_mask = carried if shown & AVX512_STATE else carried & AVX_STATE
 
     def supported_cpuid(self):
         return [CpuidEntry(*row) for row in cpuid.supported_cpuid(_frequency[0])]
@@ -748,7 +755,7 @@ class SoftCpu:
             elif name == Reg.CR8:
                 lapic_set_tpr(s, value)
             elif name == Reg.XCR0:
-                s.xcr0 = value
+                s.xcr0 = value & s.engine.xsave_mask
             elif name == Reg.EFER:
                 s.efer = value
             else:
@@ -822,17 +829,20 @@ class SoftCpu:
         i: cython.int
         for i in range(8, 24):  # the last x87 instruction and operand pointers are the host's
             self.s.xsave[i] = 0
-        return PyBytes_FromStringAndSize(cython.cast(cython.p_char, self.s.xsave), 832)
+        return PyBytes_FromStringAndSize(
+            cython.cast(cython.p_char, self.s.xsave), xsave_size(self.s.engine.xsave_mask, False)
+        )
 
     def set_xsave(self, data):
         i: cython.int
-        raw: bytes = bytes(data)[:832]
+        size: cython.int = xsave_size(self.s.engine.xsave_mask, False)
+        raw: bytes = bytes(data)[:size]
         n: cython.int = len(raw)
         if n < 576:
             raise ValueError("an XSAVE image has at least 576 bytes")
-        for i in range(832):
+        for i in range(size):
             self.s.xsave[i] = raw[i] if i < n else 0
-        self.s.xsave[512] &= 7
+        self.s.xsave[512] &= cython.cast(uint8_t, self.s.engine.xsave_mask)
         for i in range(513, 576):
             self.s.xsave[i] = 0
         # Reserved bits of MXCSR would make XRSTOR fault.

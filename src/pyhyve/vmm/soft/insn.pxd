@@ -33,7 +33,7 @@ cdef struct Insn:
     uint8_t rex              # raw REX byte, 0 if none
     uint8_t rex_w            # REX.W or VEX.W
     uint8_t vex              # 0: legacy, 1: VEX, 2: EVEX
-    uint8_t vex_l            # vector length: 0 = 128, 1 = 256
+    uint8_t vex_l            # vector length: 0 = 128, 1 = 256, 2 = 512 (EVEX.L'L, 3 where it is only a rounding mode)
     uint8_t vvvv             # register number
     uint8_t vex_pp           # 0, 1 = 66, 2 = F3, 3 = F2
     uint8_t opsize           # 2, 4, 8
@@ -50,6 +50,7 @@ cdef struct Insn:
     uint8_t mem_access
     uint8_t imm_size
     uint8_t code_size        # 2, 4, 8: of the code segment it was decoded in
+    uint8_t evex[3]          # the bytes behind 62, R', X, V', vvvv, z, b and aaa as they are
 
 
 ctypedef int (*Helper)(CpuState *s, Insn *insn) noexcept nogil

@@ -18,6 +18,7 @@ Writes are queued and told behind the instruction. Only the local APIC's page is
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import code_written, has_code
+from cython.cimports.pyhyve.vmm.soft.evex import masked_finish
 from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, watch_access, watched_page
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, REG_RIP
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_read, lapic_write
@@ -973,6 +974,9 @@ def bounce_finish(s):
         close_store(s)
         return
     s.bounce_active = 0
+    if s.bounce_mask:
+        masked_finish(s)
+        return
     write_part(s, s.bounce_host[0], s.bounce_gpa[0], buffer, s.bounce_first)
     if s.bounce_first < s.bounce_size:
         write_part(s, s.bounce_host[1], s.bounce_gpa[1], buffer + s.bounce_first, s.bounce_size - s.bounce_first)

@@ -40,6 +40,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_AC,
     MODE_ALIGN,
     MODE_AVX,
+    MODE_AVX512,
     MODE_CODE32,
     MODE_CODE64,
     MODE_CPL0,
@@ -72,6 +73,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     CpuidRow,
     Segment,
 )
+from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE
 
 def open_data(s, seg):
     """A writable, expand-up data segment without a limit."""
@@ -141,6 +143,8 @@ def update_mode(s):
         mode |= MODE_SSE
     if s.cr4 & CR4_OSXSAVE and (s.xcr0 & 6) == 6:
         mode |= MODE_AVX
+        if s.xcr0 & AVX512_STATE == AVX512_STATE:
+            mode |= MODE_AVX512
     if s.cr4 & CR4_FSGSBASE:
         mode |= MODE_FSGSBASE
     if s.cpl <= ((s.flags_system >> 12) & 3):
@@ -229,7 +233,7 @@ def reset_cpu(s, init):
         for i in range(16):
             s.mtrr_var[i] = 0
         # An XSAVE image whose header says "all initial"; FCW as FNINIT leaves it and MXCSR.
-        for i in range(832):
+        for i in range(4096):
             s.xsave[i] = 0
         s.xsave[0] = 0x7F
         s.xsave[1] = 0x03

@@ -24,6 +24,7 @@ cdef struct Native:
     void (*fnstenv16)(void *area) noexcept nogil
     void (*fnsave32)(void *area) noexcept nogil
     void (*fnsave16)(void *area) noexcept nogil
+    uint64_t (*opmask[8])() noexcept nogil                                             # the opmask registers, where there are any
     CpuState *(*current)() noexcept nogil  # whose registers GS points to
 
 cdef Native native

@@ -45,6 +45,15 @@ _CODE = {
     "fnstenv16": "66 D9 37 C3",
     "fnsave32": "DD 37 C3",
     "fnsave16": "66 DD 37 C3",
+    # kmovq rax, kN; ret
+    "opmask0": "C4 E1 FB 93 C0 C3",
+    "opmask1": "C4 E1 FB 93 C1 C3",
+    "opmask2": "C4 E1 FB 93 C2 C3",
+    "opmask3": "C4 E1 FB 93 C3 C3",
+    "opmask4": "C4 E1 FB 93 C4 C3",
+    "opmask5": "C4 E1 FB 93 C5 C3",
+    "opmask6": "C4 E1 FB 93 C6 C3",
+    "opmask7": "C4 E1 FB 93 C7 C3",
 }
 
 

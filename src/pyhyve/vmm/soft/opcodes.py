@@ -7,9 +7,10 @@ KEY      ``[V]MAP.OPCODE[/REG][.m|.r][:PP]``: V for VEX encodings; MAP empty, ``
          only; PP a mandatory prefix (np, 66, F3, F2). Later rows win over earlier ones.
 operands ``E`` ModRM.rm, register or memory; ``G`` ModRM.reg; ``M`` memory only; ``R`` register only by rm; ``Z``
          register in the opcode; ``B`` register in VEX.vvvv; ``V H W U`` vector and ``P Q N`` MMX registers as the
-         SDM has them; ``I`` immediate; ``J`` relative jump; ``O`` memory offset. Then the size: b w d q, v (operand
-         size), z (operand size, at most 4), y (4, or 8 with REX.W), x (16, 32 with VEX.L), h f e (half, quarter,
-         eighth of x), o (16), or a number of bytes. ``Ed1`` is a 32-bit register or 1 byte of memory. ``!`` behind
+         SDM has them; ``K`` an opmask register, with a size the memory in its place; ``I`` immediate; ``J`` relative
+         jump; ``O`` memory offset. Then the size: b w d q, v (operand size), z (operand size, at most 4), y (4, or 8
+         with REX.W), x (16, 32 with VEX.L), h f e (half, quarter, eighth of x), o (16), kw kb (2 and 1, with VEX.W 8
+         and 4), or a number of bytes. ``Ed1`` is a 32-bit register or 1 byte of memory. ``!`` behind
          it: only written; ``+``: read and written; ``-``: not accessed.
 flags    ``<c`` reads CF, ``>oszapc`` overwrites these flags whatever they were before.
 others   ``%kind`` a form that the translator treats by itself; ``@name`` a helper executes it; ``i64`` not in 64-bit
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+
+from pyhyve.vmm.soft import opcodes_evex
 
 FLAG_BITS = {"c": 0x1, "p": 0x4, "a": 0x10, "z": 0x40, "s": 0x80, "o": 0x800}
 ALL = ">oszapc"
@@ -523,6 +526,31 @@ V0F3A.46:66 vperm2i128 Vx Wx Ib
 V0F3A.4A-4C:66 vblendv Vx Wx Ib
 """
 
+# AVX-512's opmask registers. ``K`` is one; what VEX.L and VEX.W say is the host's to know.
+OPMASK = """
+V0F.41-42.r:np kand K
+V0F.41-42.r:66 kand K
+V0F.44.r:np knot K
+V0F.44.r:66 knot K
+V0F.45-47.r:np kor K
+V0F.45-47.r:66 kor K
+V0F.4A-4B.r:np kadd K
+V0F.4A-4B.r:66 kadd K
+V0F.90:np kmov K Kkw
+V0F.90:66 kmov K Kkb
+V0F.91.m:np kmov Kkw! K
+V0F.91.m:66 kmov Kkb! K
+V0F.92.r:np kmov K Rd
+V0F.92.r:66 kmov K Rd
+V0F.92.r:F2 kmov K Ry
+V0F.93.r:np kmov Gd! K
+V0F.93.r:66 kmov Gd! K
+V0F.93.r:F2 kmov Gy! K
+V0F.98-99.r:np ktest K >oszapc
+V0F.98-99.r:66 ktest K >oszapc
+V0F3A.30-33.r:66 kshift K Ib
+"""
+
 _SIZES = "h f e h f h".split()
 
 
@@ -593,7 +621,7 @@ def rows() -> list[str]:
     legacy = _lines(INTEGER) + regular + [f"{row} fpu" for row in _lines(X87)] + _lines(SSE)
     vex = ["V" + row for row in vector if "legacy" not in row and not any(f" {mmx}q" in row for mmx in "PQN")
            and (" V" in row or " U" in row)]
-    return legacy + vex + _lines(VEX)
+    return legacy + vex + _lines(VEX) + _lines(OPMASK)
 
 
 def system_rows() -> list[str]:
@@ -602,7 +630,7 @@ def system_rows() -> list[str]:
 
 
 def _helper_names() -> list[str]:
-    names = {token[1:] for row in rows() + system_rows() for token in row.split() if token.startswith("@")}
+    names = {token[1:] for row in (*rows(), *system_rows(), *opcodes_evex.rows()) for token in row.split() if token.startswith("@")}
     return sorted(names | {"arpl"} | set(SLOW_KINDS))
 
 

@@ -232,7 +232,7 @@ cdef enum:
     MAX_ARMED = 16448       # those of 16 vCPUs, and their debug registers
 
     BOUNCE_SIZE = 4224
-    MMIO_LOG = 16
+    MMIO_LOG = 96            # a masked vector has at most 32 parts, and some writes may wait already
 
 
 cdef struct Segment:
@@ -401,10 +401,10 @@ cdef struct CpuState:
     uint32_t mmio_reads              # replay log of the instruction that runs
     uint32_t mmio_cursor
     uint32_t replay                  # the instruction at rip is being run again with answers
-    MmioAccess mmio_read[16]
+    MmioAccess mmio_read[96]         # MMIO_LOG
     uint32_t mmio_writes             # device writes done and not yet told
     uint32_t mmio_write_cursor
-    MmioAccess mmio_write[16]
+    MmioAccess mmio_write[96]
     # A store that runs in the bounce buffer
     uint32_t bounce_active
     uint32_t bounce_size
@@ -412,6 +412,7 @@ cdef struct CpuState:
     uint64_t bounce_host[2]          # where its two parts go; 0: a device
     uint64_t bounce_gpa[2]
     uint32_t bounce_first            # bytes of the first part
+    uint64_t bounce_mask             # of a masked store: which bytes are written; 0: all
 
     # Counters
     uint64_t count_enter, count_lookup, count_chain, count_helper, count_tlb_miss, count_tlb_flush

@@ -17,7 +17,11 @@ cdef enum:
     X_HOST_FAULT = 6
 
     # What the slow path is told in T1: size | access << 16 | segment << 20 | flags
+    # With a mask (evex.evex_what): | SLOW_PACKED, opmask register << 24, log2 of the element's bytes << 27, log2 of how
+    # many bits of the mask count << 29
     SLOW_SEGMENTED = 0x800000
+    SLOW_PACKED = 0x80000
+    SLOW_MASKED = 0x7000000
     ACCESS_LOAD_FIRST = 4   # with ACCESS_WRITE: the old contents are needed
 
 cdef uint64_t off(CpuState *s, const void *field) noexcept nogil

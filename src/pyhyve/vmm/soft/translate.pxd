@@ -42,6 +42,7 @@ cdef struct Context:
     uint32_t colds
     uint32_t current
     uint32_t part            # accesses of the current instruction so far
+    uint32_t masked          # what the slow path must know of the current instruction's mask (evex)
     uint64_t page_gpa
     uint64_t tlb             # offset of the TLB in use
     Insn insns[64]

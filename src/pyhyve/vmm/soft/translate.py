@@ -61,6 +61,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
     K_XCHG_A,
     K_XLAT,
     NEED_AVX,
+    NEED_AVX512,
     NEED_FPU,
     NEED_MMX,
     NEED_SSE,
@@ -114,6 +115,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     store_gs_imm32,
     xchg,
 )
+from cython.cimports.pyhyve.vmm.soft.evex import evex_opcode, evex_what
 from cython.cimports.pyhyve.vmm.soft.insn import MEM_NONE, MEM_READ, MEM_RMW, MEM_WRITE, NO_REG, REG_RIP, Insn
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
@@ -131,6 +133,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_AC,
     MODE_ALIGN,
     MODE_AVX,
+    MODE_AVX512,
     MODE_CODE32,
     MODE_CODE64,
     MODE_CS_PAGES,
@@ -265,7 +268,7 @@ def emit_tlb(x: cython.pointer(Context), segment: uint32_t, size: uint32_t, acce
     slow path performs the store (``emit_access``) and comes back behind it: ``finish_access`` marks the place.
     """
     a: cython.pointer(Asm) = cython.address(x.a)
-    what: uint32_t = size | (access << 16) | (segment << 20)
+    what: uint32_t = size | (access << 16) | (segment << 20) | x.masked
     write: uint32_t = access & ACCESS_WRITE
     kind: uint32_t = COLD_STORE if write else COLD_LOAD
     tag: uint64_t = x.tlb + (8 if write else 0)
@@ -373,6 +376,9 @@ def emit_opcode(x: cython.pointer(Context), insn: cython.pointer(Insn), reg: uin
     a: cython.pointer(Asm) = cython.address(x.a)
     op: cython.pointer(OpInfo) = cython.address(ops[insn.op])
     bits: uint32_t
+    if insn.vex == 2:
+        evex_opcode(a, insn, reg, index, rm)
+        return
     if insn.vex:
         e8(a, 0xC4)
         e8(a, (0 if reg & 8 else 0x80) | (0 if index & 8 else 0x40) | (0 if rm & 8 else 0x20) | insn.map)
@@ -620,7 +626,9 @@ def emit_operand(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyth
     if ops[insn.op].kind == K_BT:
         emit_bit_address(x, insn)
     x.part = PART_OPERAND
+    x.masked = evex_what(insn)
     emit_tlb(x, insn.segment, insn.mem_size, access)
+    x.masked = 0
     if ops[insn.op].kind != K_BT and access == ACCESS_READ:
         emit_mem_form(x, insn)
         return
@@ -1354,7 +1362,10 @@ def trap_of(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> uint32_t:
         return 0
     if need & NEED_WAIT:
         return EXC_NM if (x.mode & (MODE_MP | MODE_TS)) == (MODE_MP | MODE_TS) else 0
-    if need & NEED_AVX:
+    if need & NEED_AVX512:
+        if (x.mode & MODE_AVX512) == 0:
+            return EXC_UD
+    elif need & NEED_AVX:
         if (x.mode & MODE_AVX) == 0:
             return EXC_UD
     elif need & NEED_SSE:
@@ -1706,6 +1717,7 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     x.colds = 0
     x.current = 0
     x.part = 0
+    x.masked = 0
     x.map_count = 0
     x.page_gpa = gpa & PAGE_MASK
     if s.mode & MODE_USER:

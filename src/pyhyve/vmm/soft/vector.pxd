@@ -14,7 +14,7 @@ cdef enum:
     X87 = 1
     SSE = 2
     AVX = 4
-    CARRIED = 7
+    VECTORS = 0x46             # registers 0-15, all of their bits: SSE, AVX, the upper half of AVX-512's
     COMPACTED = 63             # bit of XCOMP_BV
 
     # The XSAVE area (SDM Vol. 1 13.4).
@@ -30,7 +30,6 @@ cdef enum:
     AREA_XCOMP = 520
     AREA_HEADER_END = 576
     AREA_YMM = 576             # upper halves
-    AREA_END = 832
     FXSAVE_SIZE = 512
 
     MXCSR_RESET = 0x1F80
@@ -57,14 +56,18 @@ cdef int area_address(CpuState *s, Insn *insn, uint32_t size, uint32_t alignment
                       uint64_t *va) noexcept nogil
 cdef int read_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
 cdef int write_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
+cdef uint32_t in_page(uint64_t at, uint32_t size) noexcept nogil
 cdef void clear_header(uint8_t *area) noexcept nogil
 cdef uint32_t vector_registers(CpuState *s) noexcept nogil
 cdef bint mxcsr_valid(CpuState *s, uint32_t mxcsr) noexcept nogil
 cdef int save(CpuState *s, Insn *insn, bint compacted) noexcept nogil
 cdef int xsave_checks(CpuState *s) noexcept nogil
 cdef int avx_checks(CpuState *s) noexcept nogil
-cdef void registers_to(CpuState *s) noexcept nogil
-cdef void registers_from(CpuState *s) noexcept nogil
+cdef uint32_t vector_bytes(CpuState *s) noexcept nogil
+cdef uint32_t lane_place(uint32_t reg, uint32_t offset) noexcept nogil
+cdef uint32_t part_size(CpuState *s, uint32_t number) noexcept nogil
+cdef void registers_to(CpuState *s, uint64_t components) noexcept nogil
+cdef void registers_from(CpuState *s, uint64_t components) noexcept nogil
 cdef uint64_t get_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size) noexcept nogil
 cdef void set_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size, uint64_t value) noexcept nogil
 cdef int masked_store(CpuState *s, Insn *insn, uint8_t *data, uint8_t *mask, uint32_t size) noexcept nogil

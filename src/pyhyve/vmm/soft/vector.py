@@ -50,6 +50,18 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     raise_fault,
     ud,
 )
+from cython.cimports.pyhyve.vmm.soft.xstate import (
+    AVX512_STATE,
+    COMPONENTS,
+    LEGACY_END,
+    OPMASK,
+    ZMM_16,
+    ZMM_HIGH,
+    compacted_offset,
+    component_offset,
+    component_size,
+    xsave_size,
+)
 
 # Areas in guest memory
 
@@ -76,6 +88,7 @@ def read_area(s, va, begin, end):
     host: cython.pointer[uint8_t] = cython.NULL
     at: uint64_t = va + begin
     offset: uint32_t = begin
+    step: uint32_t
     status: cython.int = DONE
     value: uint64_t = 0
     if begin == end:
@@ -87,17 +100,24 @@ def read_area(s, va, begin, end):
             host = mem_pointer(s, at, end - offset, ACCESS_READ, s.mmu_mode, cython.address(status))
         if status == FAULT:
             return FAULT
+        step = 8
         if host != cython.NULL:
-            quad(cython.address(s.bounce[0]), offset)[0] = cython.cast(cython.pointer[uint64_t], host)[0]
-            host += 8
+            step = in_page(at, end - offset)
+            native.copy_up(cython.address(s.bounce[offset]), host, step)
         else:
             status = mem_read(s, at, 8, s.mmu_mode, cython.address(value))
             if status != DONE:
                 return status
             quad(cython.address(s.bounce[0]), offset)[0] = value
-        offset += 8
-        at += 8
+        offset += step
+        at += step
     return DONE
+
+
+def in_page(at, size):
+    """How many of ``size`` bytes lie in the page of ``at``."""
+    left: uint32_t = PAGE - (at & PAGE_OFFSET)
+    return size if size < left else left
 
 
 def write_area(s, va, begin, end):
@@ -105,6 +125,7 @@ def write_area(s, va, begin, end):
     host: cython.pointer[uint8_t] = cython.NULL
     at: uint64_t = va + begin
     offset: uint32_t = begin
+    step: uint32_t
     status: cython.int = DONE
     if begin == end:
         return DONE
@@ -115,15 +136,16 @@ def write_area(s, va, begin, end):
             host = mem_pointer(s, at, end - offset, ACCESS_WRITE, s.mmu_mode, cython.address(status))
         if status == FAULT:
             return FAULT
+        step = 8
         if host != cython.NULL:
-            cython.cast(cython.pointer[uint64_t], host)[0] = quad(cython.address(s.bounce[0]), offset)[0]
-            host += 8
+            step = in_page(at, end - offset)
+            native.copy_up(host, cython.address(s.bounce[offset]), step)
         else:
             status = mem_write(s, at, 8, s.mmu_mode, quad(cython.address(s.bounce[0]), offset)[0])
             if status != DONE:
                 return status
-        offset += 8
-        at += 8
+        offset += step
+        at += step
     return DONE
 
 
@@ -136,6 +158,13 @@ def clear_header(area):
 def vector_registers(s):
     """How many vector registers there are in this mode: the others' places in memory are left alone."""
     return 16 if s.mode & MODE_CODE64 else 8
+
+
+def part_size(s, number):
+    """Bytes of an AVX-512 component that there are in this mode."""
+    if s.mode & MODE_CODE64 or number == OPMASK:
+        return component_size[number]
+    return component_size[number] // 2 if number == ZMM_HIGH else 0
 
 
 def mxcsr_valid(s, mxcsr):
@@ -209,10 +238,12 @@ def save(s, insn, compacted):
     va: uint64_t = 0
     old: uint64_t = 0
     registers: uint32_t = vector_registers(s)
+    number: uint32_t
+    place: uint32_t
     status: cython.int
     if xsave_checks(s) != DONE:
         return FAULT
-    status = area_address(s, insn, AREA_END if wanted & AVX else AREA_HEADER_END, 64, ACCESS_WRITE, cython.address(va))
+    status = area_address(s, insn, xsave_size(wanted, compacted), 64, ACCESS_WRITE, cython.address(va))
     if status != DONE:
         return status
 
@@ -243,6 +274,10 @@ def save(s, insn, compacted):
         status = write_area(s, va, AREA_XMM, AREA_XMM + 16 * registers)
     if status == DONE and written & AVX:
         status = write_area(s, va, AREA_YMM, AREA_YMM + 16 * registers)
+    for number in range(OPMASK, COMPONENTS):
+        if status == DONE and (written >> number) & 1:
+            place = compacted_offset(wanted, number) if compacted else component_offset[number]
+            status = write_area(s, va, place, place + part_size(s, number))
     if status == DONE:
         status = write_area(s, va, AREA_HEADER, AREA_HEADER + 16 if compacted else AREA_XCOMP)
     if status != DONE:
@@ -274,6 +309,9 @@ def xrstor(s, insn):
     registers: uint32_t = vector_registers(s)
     mask: uint32_t
     mxcsr: uint32_t
+    number: uint32_t
+    place: uint32_t
+    end: uint32_t = LEGACY_END
     status: cython.int
     if xsave_checks(s) != DONE:
         return FAULT
@@ -297,14 +335,18 @@ def xrstor(s, insn):
     for i in range(AREA_HEADER + 16, AREA_HEADER_END if compacted else AREA_HEADER + 24, 8):
         if quad(area, i)[0] != 0:
             return gp(s, 0)
-    if wanted & present & AVX:
-        status = area_address(s, insn, AREA_END, 64, ACCESS_READ, cython.address(va))
+    for number in range(2, COMPONENTS):
+        if (wanted & present) >> number & 1:
+            place = compacted_offset(format_, number) if compacted else component_offset[number]
+            end = place + component_size[number] if place + component_size[number] > end else end
+    if end > LEGACY_END:
+        status = area_address(s, insn, end, 64, ACCESS_READ, cython.address(va))
         if status != DONE:
             return status
 
     # The present state below, the parts that are restored above it.
     clear_header(area)
-    native.xsave(area, CARRIED)
+    native.xsave(area, s.engine.xsave_mask)
     mask = word(area, AREA_MXCSR_MASK)[0]
     mxcsr = word(area, AREA_MXCSR)[0]
     if wanted & X87 and present & X87:
@@ -325,6 +367,12 @@ def xrstor(s, insn):
         status = read_area(s, va, AREA_XMM, AREA_XMM + 16 * registers)
     if status == DONE and wanted & present & AVX:
         status = read_area(s, va, AREA_YMM, AREA_YMM + 16 * registers)
+    for number in range(OPMASK, COMPONENTS):
+        if status == DONE and (wanted & present) >> number & 1:
+            # A compacted image has it elsewhere than the buffer.
+            place = component_offset[number]
+            end = compacted_offset(format_, number) if compacted else place
+            status = read_area(s, va + end - place, place, place + part_size(s, number))
     if status != DONE:
         return status
     # What has its initial value: in 64-bit mode the host's instruction makes it so, else only the lower registers.
@@ -334,7 +382,11 @@ def xrstor(s, insn):
                 quad(area, AREA_XMM + i)[0] = 0
             if wanted & ~present & AVX:
                 quad(area, AREA_YMM + i)[0] = 0
-        present |= SSE | AVX
+        if (wanted & ~present) >> ZMM_HIGH & 1:
+            for i in range(0, part_size(s, ZMM_HIGH), 8):
+                quad(area, component_offset[ZMM_HIGH] + i)[0] = 0
+        present |= SSE | AVX | (cython.cast(uint64_t, 1) << ZMM_HIGH)
+        wanted &= ~(cython.cast(uint64_t, 1) << ZMM_16)
     word(area, AREA_MXCSR)[0] = mxcsr
     quad(area, AREA_HEADER)[0] = present & wanted
     quad(area, AREA_XCOMP)[0] = 0
@@ -353,31 +405,45 @@ def avx_checks(s):
     return DONE
 
 
-def registers_to(s):
-    """The live vector registers into the XSAVE area."""
+def registers_to(s, components):
+    """Live registers into the XSAVE area."""
     clear_header(cython.address(s.xsave[0]))
-    native.xsave(cython.address(s.xsave[0]), CARRIED)
+    native.xsave(cython.address(s.xsave[0]), components & s.engine.xsave_mask)
 
 
-def registers_from(s):
-    """The XSAVE area's SSE and AVX parts into the registers."""
-    quad(cython.address(s.xsave[0]), AREA_HEADER)[0] |= SSE | AVX
-    native.xrstor(cython.address(s.xsave[0]), SSE | AVX)
+def registers_from(s, components):
+    """These parts of the XSAVE area into the registers."""
+    quad(cython.address(s.xsave[0]), AREA_HEADER)[0] |= components & s.engine.xsave_mask
+    native.xrstor(cython.address(s.xsave[0]), components & s.engine.xsave_mask)
+
+
+def vector_bytes(s):
+    """How wide the vector registers are."""
+    return 64 if s.engine.xsave_mask & AVX512_STATE else 32
+
+
+def lane_place(reg, offset):
+    """Where the byte at ``offset`` of vector register ``reg`` lies in the XSAVE area."""
+    if reg >= 16:
+        return component_offset[ZMM_16] + 64 * (reg & 15) + offset
+    if offset < 16:
+        return AREA_XMM + 16 * reg + offset
+    if offset < 32:
+        return AREA_YMM + 16 * reg + offset - 16
+    return component_offset[ZMM_HIGH] + 32 * reg + offset - 32
 
 
 def get_lane(s, reg, lane, size):
-    offset: uint32_t = lane * size
+    offset: uint32_t = lane_place(reg, lane * size)
     area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
-    offset += 16 * (reg & 15) + (AREA_XMM if offset < 16 else AREA_YMM - 16)
     if size == 8:
         return quad(area, offset)[0]
     return word(area, offset)[0]
 
 
 def set_lane(s, reg, lane, size, value):
-    offset: uint32_t = lane * size
+    offset: uint32_t = lane_place(reg, lane * size)
     area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
-    offset += 16 * (reg & 15) + (AREA_XMM if offset < 16 else AREA_YMM - 16)
     if size == 8:
         quad(area, offset)[0] = value
     else:
@@ -410,7 +476,7 @@ def vgather(s, insn):
     if insn.base != NO_REG:
         base += s.gpr[insn.base & 15]
 
-    registers_to(s)
+    registers_to(s, VECTORS)
     for lane in range(lanes):
         # The first bit of a mask lane stands for all of it.
         if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1):
@@ -438,11 +504,11 @@ def vgather(s, insn):
         return LEAVE
     if status == DONE:
         # All the mask is clear now, and what lies beyond the lanes is too.
-        for lane in range(32 // size):
+        for lane in range(vector_bytes(s) // size):
             set_lane(s, insn.vvvv, lane, size, 0)
             if lane >= lanes:
                 set_lane(s, insn.reg, lane, size, 0)
-    registers_from(s)
+    registers_from(s, VECTORS)
     if status != DONE:
         return status
     return finish(s, insn)
@@ -472,7 +538,7 @@ def vmaskmov(s, insn):
         return FAULT
     ea = effective_address(s, insn)
 
-    registers_to(s)
+    registers_to(s, VECTORS)
     for lane in range(lanes):
         loaded[lane] = 0
         if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1) == 0:
@@ -495,9 +561,9 @@ def vmaskmov(s, insn):
             if status != DONE:
                 return status
     else:
-        for lane in range(32 // size):
+        for lane in range(vector_bytes(s) // size):
             set_lane(s, insn.reg, lane, size, loaded[lane] if lane < lanes else 0)
-        registers_from(s)
+        registers_from(s, VECTORS)
     return finish(s, insn)
 
 
@@ -533,7 +599,7 @@ def maskmovdqu(s, insn):
         return ud(s)
     elif s.cr0 & CR0_TS:
         return raise_fault(s, EXC_NM, False, 0)
-    registers_to(s)
+    registers_to(s, X87 | SSE)
     if masked_store(s, insn, area + AREA_XMM + 16 * insn.reg, area + AREA_XMM + 16 * insn.rm, 16) != DONE:
         return FAULT
     return finish(s, insn)
@@ -549,7 +615,7 @@ def maskmovq(s, insn):
         return ud(s)
     if s.cr0 & CR0_TS:
         return raise_fault(s, EXC_NM, False, 0)
-    registers_to(s)
+    registers_to(s, X87 | SSE)
     if cython.cast(cython.pointer[uint16_t], area + AREA_FSW)[0] & FSW_SUMMARY:
         return raise_fault(s, EXC_MF, False, 0)
     # The area holds ST(0) first; MMX registers are the physical ones.

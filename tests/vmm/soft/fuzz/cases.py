@@ -292,7 +292,7 @@ class _Builder:
         cr3 = world.PML4 if self.long else world.PAE_PDPT if cr4 & 0x20 else world.PD32
         case.registers = dict(zip(GENERAL, (value & 0xFFFFFFFFFFFFFFFF for value in values), strict=True))
         case.registers |= {Reg.RFLAGS: flags, Reg.CR0: cr0, Reg.CR3: cr3, Reg.CR4: cr4, Reg.EFER: efer}
-        case.registers[Reg.XCR0] = rng.choice((1, 3, 7, 7))
+        case.registers[Reg.XCR0] = rng.choice((1, 3, 7, 7, 0xE7, 0xE7))
         if self.on("flags") and rng.random() < 0.1:
             case.registers |= {Reg.DR0: world.DATA, Reg.DR1: world.CODE, Reg.DR7: rng.getrandbits(32)}
         case.tables = {"gdtr": Table(world.GDT + self.half, 0x1FF), "idtr": Table(world.IDT + self.half, 0xFFF)}

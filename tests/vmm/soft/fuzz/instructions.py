@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from pyhyve.vmm.soft import opcodes
+from pyhyve.vmm.soft import opcodes, opcodes_evex
 
 PREFIXES = b"\x66\x67\xf0\xf2\xf3\x26\x2e\x36\x3e\x64\x65"
 _MANDATORY = {"np": b"", "66": b"\x66", "F3": b"\xf3", "F2": b"\xf2"}
@@ -107,6 +107,24 @@ def _vex(rng: random.Random, form: _Form) -> bytes:
         return bytes([0xC5, rng.choice((0x80, 0)) | low])
     number = {"0F": 1, "0F38": 2, "0F3A": 3}[form.escape]
     return bytes([0xC4, rng.choice((0xE0, rng.randrange(8) << 5)) | number, rng.choice((0, 0x80)) | low])
+
+
+def evex(rng: random.Random, place: Place) -> bytes:
+    """A row of the EVEX table, with masks, broadcasts and vector lengths that may or may not suit it."""
+    row = rng.choice(opcodes_evex.rows())
+    cell = rng.choice(opcodes_evex.cells(row)[1])
+    rest, reg = divmod(cell, 8)
+    rest, register = divmod(rest, 2)
+    rest, wide = divmod(rest, 2)
+    rest, pp = divmod(rest, 4)
+    map_, opcode = divmod(rest, 256)
+    high = rng.choice((0xF0, rng.randrange(16) << 4)) if place.bits == 64 else 0xF0
+    payload = [high | map_ + 1, wide << 7 | rng.choice((15, rng.randrange(16))) << 3 | 4 | pp,
+               rng.choice((0, 0x80)) | rng.choice((0, 0x20, 0x40)) | rng.choice((0, 0, 0x10)) | 8 | rng.randrange(8)]  # fmt: skip
+    if rng.random() < 0.1:
+        payload[rng.randrange(3)] ^= 1 << rng.randrange(8)
+    modrm = _modrm(rng, place, reg if "/" in row.split()[0] else None, "r" if register else "m")
+    return bytes([0x62, *payload, opcode]) + modrm + rng.randbytes(1)
 
 
 def noise(rng: random.Random, place: Place) -> bytes:
@@ -283,7 +301,7 @@ def extended_state(rng: random.Random, place: Place) -> bytes:
     code = load(rng, place, 3, where)
     wide = b"\x67" if place.bits == 16 else b""
     rex = b"\x48" if place.bits == 64 and rng.random() < 0.3 else b""
-    code += load(rng, place, 0, rng.choice((7, 3, 1, 0xFFFFFFFF))) + load(rng, place, 2, rng.choice((0, 0xFFFFFFFF)))
+    code += load(rng, place, 0, rng.choice((7, 3, 1, 0xE7, 0x60, 0xFFFFFFFF))) + load(rng, place, 2, rng.choice((0, 0xFFFFFFFF)))
     kind = rng.randrange(6)
     if kind < 3:
         return code + wide + rex + b"\x0f\xae" + bytes([rng.randrange(8) << 3 | 3])
@@ -326,18 +344,18 @@ def aim(rng: random.Random, place: Place) -> bytes:
 Maker = Callable[[random.Random, Place], bytes]
 MAKERS: dict[str, tuple[tuple[Maker, ...], tuple[int, ...]]] = {
     "noise": ((noise, escapes), (3, 1)),
-    "table": ((from_table, aim), (4, 1)),
+    "table": ((from_table, evex, aim), (4, 2, 1)),
     "self": ((self_modifying, self_modifying_string, from_table, branch, aim), (5, 1, 3, 2, 1)),
     "system": (
         (control, model_specific, segments, interrupts, strings, ports, extended_state, invalidation, from_table, branch),
         (3, 3, 4, 3, 3, 1, 2, 2, 2, 1),
     ),
     "strings": ((strings, ports, aim, self_modifying), (6, 2, 1, 1)),
-    "state": ((extended_state, from_table, control), (5, 3, 1)),
+    "state": ((extended_state, from_table, evex, control), (5, 3, 3, 1)),
     "mixed": (
         (noise, escapes, from_table, self_modifying, branch, control, model_specific, segments, interrupts, strings,
-         extended_state, invalidation, aim),
-        (2, 1, 6, 2, 2, 1, 1, 2, 2, 2, 2, 1, 2),
+         extended_state, invalidation, aim, evex),
+        (2, 1, 6, 2, 2, 1, 1, 2, 2, 2, 2, 1, 2, 3),
     ),
 }  # fmt: skip
 """What a case's code is made of: makers and how often each is taken."""

@@ -63,7 +63,7 @@ def same(blob: Blob, native: bytes, ours: bytes) -> bool:
         one[_VECTOR : _CR2 + 1] = other[_VECTOR : _CR2 + 1]
     if form is not None and form.kind == "string" and one[_VECTOR] in _MEMORY and other[_VECTOR] in _MEMORY:
         one[_VECTOR : _CR2 + 1] = other[_VECTOR : _CR2 + 1]  # which of its two operands comes first
-    if form is not None and form.kind == "gather":
+    if form is not None and form.kind == "gather" and not form.evex:
         return one == other  # what is left of the mask has the same signs, but need not be the same
     return one == other and native[_QUADS.size :] == ours[_QUADS.size :]
 

@@ -112,7 +112,7 @@ def _write_tables(memory: GuestMemory) -> None:
 
 def _enter(vcpu: VirtualCpu) -> None:
     """Put the vCPU in front of the harness."""
-    vcpu.set_registers({Reg.CR0: _CR0, Reg.CR3: TABLES, Reg.CR4: _CR4, Reg.EFER: _EFER, Reg.XCR0: 7})
+    vcpu.set_registers({Reg.CR0: _CR0, Reg.CR3: TABLES, Reg.CR4: _CR4, Reg.EFER: _EFER, Reg.XCR0: layout.XSTATE_MASK})
     vcpu.set_registers({Reg.RIP: layout.HARNESS, Reg.RSP: layout.STACK, Reg.RFLAGS: 0x202})
     vcpu.set_segment(SegmentName.CS, _USER_CS)
     vcpu.set_segment(SegmentName.SS, _USER_SS)

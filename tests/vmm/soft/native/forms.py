@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 
-from pyhyve.vmm.soft import opcodes
+from pyhyve.vmm.soft import opcodes, opcodes_evex
 
 EXCLUDED = frozenset(
     # Linux system calls, for the native process
@@ -33,12 +33,25 @@ EXCLUDED = frozenset(
 
 _FSGSBASE = frozenset("rdfsbase rdgsbase wrfsbase wrgsbase".split())
 _SIZES = {"b": 1, "w": 2, "d": 4, "q": 8, "o": 16, "x": 16, "h": 8, "f": 4, "e": 2, "dup": 8, "pair": 8, "env": 28,
-          "fsave": 108, "10": 10, "1": 1, "2": 2, "y": 4, "v": 4, "z": 4, "fxsave": 512}  # fmt: skip
+          "fsave": 108, "10": 10, "1": 1, "2": 2, "y": 4, "v": 4, "z": 4, "fxsave": 512, "kw": 8, "kb": 4}  # fmt: skip
 _NO_OPERANDS = frozenset("i64 o64 d64 f64 fpu mmx sse avx wait legacy CL 1 Ap".split())
 _STRINGS = frozenset("movs cmps stos lods scas".split())
 
 # Legacy SSE memory operands of 16 bytes must be aligned, except these.
 _UNALIGNED = frozenset("movups movupd movdqu lddqu pcmpstr".split())
+
+
+@dataclass(frozen=True, slots=True)
+class EvexRow:
+    """How an EVEX instruction may be encoded."""
+
+    row: opcodes_evex.Form
+    wide: int
+    vvvv: bool
+    broadcast: bool
+    operand: str
+    """The size of the memory operand."""
+    to_mask: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +89,8 @@ class Form:
     accumulator: bool = False
     aligned: bool = False
     """Does a misaligned memory operand raise #GP?"""
+    evex: EvexRow | None = None
+    """What an EVEX row says besides."""
     kind: str = ""
     """"string", "gather", "div", "x87 pointers", "moffs", "enter", "xlat", "maskmov" or nothing special."""
     count: int = field(default=0)
@@ -142,6 +157,11 @@ def _operands(form: Form, tokens: tuple[str, ...]) -> None:
             elif first == "O":
                 form.kind = "moffs"
                 form.mem_size = _SIZES[size]
+            elif first == "K":
+                form.vector_reg = True
+                if size and form.memory:
+                    form.mem_size = _SIZES[size]
+                    form.mem_write = written
             elif first in "ERMWUQNVPH":
                 if first in "ER" and not form.memory:
                     form.gpr_rm = size.removesuffix("1").removesuffix("2") if len(size) == 2 else size
@@ -190,7 +210,7 @@ def _special(form: Form) -> None:
 @cache
 def all_forms() -> tuple[Form, ...]:
     """Every form of the table that can be compared."""
-    from tests.vmm.soft.native.layout import has_fsgsbase
+    from tests.vmm.soft.native.layout import HAS_AVX512, has_fsgsbase
 
     rows, index = opcodes.build()
     found = []
@@ -201,6 +221,10 @@ def all_forms() -> tuple[Form, ...]:
                 cells = index[base : base + 64]  # [pp][register form][reg]
                 if any(cells):
                     found += _forms_of(rows, vex, map_, opcode, [cells[16 * pp : 16 * pp + 16] for pp in range(4)])
+    if HAS_AVX512:
+        found += evex_forms()
+    else:
+        found = [form for form in found if not (form.vex and form.name.startswith("k"))]
     return tuple(form for form in found if form.name not in EXCLUDED and (form.name not in _FSGSBASE or has_fsgsbase()))
 
 
@@ -232,3 +256,34 @@ def _forms_of(rows: list[opcodes.Form], vex: bool, map_: int, opcode: int, cells
                 seen[key] = form
                 found.append(form)
     return found
+
+
+def evex_forms() -> list[Form]:
+    """The rows of AVX-512, one form for each opcode, EVEX.W, and operand class."""
+    found = {}
+    for line in opcodes_evex.rows():
+        row, places = opcodes_evex.cells(line)
+        tokens = tuple(token.replace("*", "") for token in row.tokens)
+        plain = tuple(token for token in tokens if token not in opcodes_evex.ATTRIBUTES | {"H", "K", "Kr", "S"})
+        for place in places:
+            rest, reg = divmod(place, 8)
+            rest, register = divmod(rest, 2)
+            rest, wide = divmod(rest, 2)
+            rest, pp = divmod(rest, 4)
+            map_, opcode = divmod(rest, 256)
+            selects = "/" in line.split()[0]
+            label = f"E{('0F', '0F38', '0F3A')[map_]}.{opcode:02X}" + (f"/{reg}" if selects else "")
+            label += ("", ":66", ":F3", ":F2")[pp] + f"W{wide}" + (".r" if register else ".m")
+            if label in found:
+                continue
+            operand = next((token[1:].rstrip("!") for token in plain[1:] if token[0] in "EMW"), "")
+            form = Form(f"{label} {row.tokens[0]}", row.tokens[0], False, map_ + 1, opcode, (pp,), True, True,
+                        not register, reg if selects else None)  # fmt: skip
+            _operands(form, tuple("M32" if token == "Md8" else token for token in plain if not token.endswith("d8")))
+            form.evex = EvexRow(row, wide, row.has("H"), any(token.endswith("*") for token in row.tokens), operand,
+                                row.tokens[1] == "K")  # fmt: skip
+            form.kind = "gather" if row.has("S") else ""
+            form.mem_write = form.memory and any(token[0] in "EMW" and token.endswith("!") for token in plain[1:])
+            form.aligned = form.memory and form.name.startswith(("vmovap", "vmovdqa", "vmovnt"))
+            found[label] = form
+    return list(found.values())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tests.vmm.soft.native import layout
+from tests.vmm.soft.native import evex, layout
 from tests.vmm.soft.native.forms import Form, all_forms
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ class Blob:
             (value + slot if state.pointers >> n & 1 else value) & 0xFFFF_FFFF_FFFF_FFFF
             for n, value in enumerate(state.registers)
         ]
-        return struct.pack("<20Q32x", *values, state.flags, self.address, state.fs_base, state.gs_base) + state.xstate
+        head = struct.pack("<20Q32x", *values, state.flags, self.address, state.fs_base, state.gs_base)
+        return (head + state.xstate).ljust(layout.RECORD, b"\0")
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -202,12 +203,37 @@ def _image(rng: random.Random) -> bytes:
     x87 = b"".join(_extended(rng) + bytes(6) for _ in range(8))
     sse = b"".join(_vector(rng) for _ in range(16))
     avx = b"".join(_vector(rng) for _ in range(16))
-    return head + x87 + sse + bytes(96) + struct.pack("<Q56x", 7) + avx
+    image = bytearray(head + x87 + sse + bytes(96) + struct.pack("<Q56x", layout.XSTATE_MASK) + avx)
+    if layout.HAS_AVX512:
+        image += bytes(layout.XSTATE_SIZE - len(image))
+        image[layout.OPMASK_AT : layout.OPMASK_AT + 64] = b"".join(_mask(rng) for _ in range(8))
+        image[layout.ZMM_HIGH_AT : layout.ZMM_HIGH_AT + 512] = b"".join(_vector(rng) for _ in range(32))
+        image[layout.ZMM_16_AT : layout.ZMM_16_AT + 1024] = b"".join(_vector(rng) for _ in range(64))
+    return bytes(image)
+
+
+def _mask(rng: random.Random) -> bytes:
+    """An opmask register: all lanes, none, few, many, or a stretch of them."""
+    kind = rng.random()
+    bits = rng.getrandbits(64)
+    if kind < 0.1:
+        bits = 0
+    elif kind < 0.2:
+        bits = (1 << 64) - 1
+    elif kind < 0.35:
+        bits &= rng.getrandbits(64) & rng.getrandbits(64) & rng.getrandbits(64)
+    elif kind < 0.45:
+        bits = 1 << rng.randrange(64)
+    elif kind < 0.6:
+        bits = (1 << rng.randrange(1, 64)) - 1
+    elif kind < 0.7:
+        bits = ~((1 << rng.randrange(1, 16)) - 1)
+    return struct.pack("<Q", bits & (1 << 64) - 1)
 
 
 PLAIN_IMAGE = (
-    struct.pack("<HHBxHQQII", 0x37F, 0, 0, 0, 0, 0, 0x1F80, 0x2FFFF) + bytes(480) + struct.pack("<Q", 7) + bytes(312)
-)
+    struct.pack("<HHBxHQQII", 0x37F, 0, 0, 0, 0, 0, 0x1F80, 0x2FFFF) + bytes(480) + struct.pack("<Q", layout.XSTATE_MASK)
+).ljust(layout.XSTATE_SIZE, b"\0")
 """An XSAVE image of the initial state."""
 
 MEMORY_POOL = 4 << 20
@@ -237,7 +263,7 @@ class Generator:
         by_name: dict[str, list[Form]] = {}
         self.forms = [form for form in all_forms() if not form.vex or form in encodings]
         for form in self.forms:
-            by_name.setdefault(("V" if form.vex else "") + form.name, []).append(form)
+            by_name.setdefault(("V" if form.vex else "E" if form.evex else "") + form.name, []).append(form)
         # Half of the choices go by name, for forms of instructions with few of them to have their turn too.
         self.names = list(by_name.values())
         self.words, self.images, _ = pools()
@@ -297,8 +323,8 @@ class Generator:
         assert self.gather is not None
         register, width = self.gather
         changed = bytearray(image)
-        for at in (160 + 16 * register, 576 + 16 * register):
-            for lane in range(0, 16, width):
+        for at, size in layout.vector_parts(register):
+            for lane in range(0, size, width):
                 value = self.rng.randrange(-40, 40)
                 changed[at + lane : at + lane + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
         return bytes(changed)
@@ -361,7 +387,10 @@ class Generator:
         pp = form.pp[0] if form.mandatory or len(form.pp) == 1 or rng.random() < 0.9 else rng.choice(form.pp)
         if kind == "string":
             pp = rng.choice(form.pp)
-        data, fix, written = self.vex(form) if form.vex else self.legacy(form, pp)
+        if form.evex is not None:
+            data, fix, written = evex.encode(self, form)
+        else:
+            data, fix, written = self.vex(form) if form.vex else self.legacy(form, pp)
         if form.kind == "x87 pointers":
             data += self.clear_pointers(form.name, b"\x66" in data[: data.index(form.opcode)])
         self.items.append(Item(len(self.items), data, form, fix))
@@ -585,7 +614,7 @@ class Generator:
         rng = self.rng
         if self.gather is None:
             self.gather = (rng.randrange(16), 8 if form.opcode & 1 else 4)
-        index = self.gather[0] if rng.random() < 0.97 else rng.randrange(16)
+        index = self.gather[0] & 15 if rng.random() < 0.97 else rng.randrange(16)
         base = rng.choice(list(self.pointers))
         disp = rng.randrange(-128, 128)
         tail = bytes([0x40 | reg << 3 | 4, rng.randrange(4) << 6 | (index & 7) << 3 | base & 7, disp & 0xFF])
@@ -750,6 +779,35 @@ class Generator:
         self.add(b"\x68" + struct.pack("<I", value))
         self.add(b"\x9d")
 
+    def saved(self) -> None:
+        """XSAVE or XSAVEC, an instruction that may change registers, and XRSTOR: images alike to the bit.
+
+        Without x87 pointers, which are the host's own. XSAVEOPT leaves out what the processor thinks it may.
+        """
+        rng = self.rng
+        if self.avoid & {RAX, RDX, RBX}:
+            return
+        self.add(b"\xdb\xe3")  # fninit
+        self.add(b"\xbb" + bytes(4), ("abs", 1, 4, rng.randrange(0x1000, 0x3000 - layout.XSTATE_SIZE, 64)))
+        self.spoil({RAX, RBX, RDX})
+        keep, self.avoid = self.avoid, self.avoid | {RAX, RBX, RDX}
+        self.components()
+        self.add(rng.choice((b"\x48\x0f\xae\x23", b"\x48\x0f\xc7\x23")))
+        if rng.random() < 0.7:
+            self.balanced()
+        self.components()
+        self.add(b"\x48\x0f\xae\x2b")
+        self.avoid = keep
+        self.pointers.add(RBX)
+        self.vectors_known = False
+
+    def components(self) -> None:
+        """EDX:EAX: which state components."""
+        rng = self.rng
+        mask = layout.XSTATE_MASK if rng.random() < 0.4 else rng.getrandbits(8)
+        self.add(b"\xb8" + struct.pack("<I", mask))
+        self.add(b"\x31\xd2" if rng.random() < 0.8 else b"\xba\xff\xff\xff\x7f")
+
     def carry_over(self) -> None:
         """Flags that stay alive across memory accesses."""
         for name in ("add", "mov", self.rng.choice(("adc", "setb", "cmovae", "rcl", "sbb", "jb"))):
@@ -764,5 +822,6 @@ _CONSTRUCTS = (
     *(Generator.call,) * 2,
     *(Generator.indirect,) * 2,
     Generator.set_flags,
+    Generator.saved,
     Generator.carry_over,
 )

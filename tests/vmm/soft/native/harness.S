@@ -9,7 +9,7 @@ next:
         movl    CURSOR, %eax
         cmpl    COUNT, %eax
         jae     finish
-        shll    $10, %eax
+        shll    $RECORD_BITS, %eax
         leaq    IN(%rax), %rbx
         movq    I_CODE(%rbx), %rax
         movq    %rax, TARGET
@@ -19,7 +19,7 @@ next:
         movq    I_GSBASE(%rbx), %rax
         wrgsbase %rax
 .endif
-        movl    $7, %eax
+        movl    $XSTATE_MASK, %eax
         xorl    %edx, %edx
         xrstor64 XSTATE(%rbx)
         movl    $STACK, %esp
@@ -52,7 +52,7 @@ done:
         pushfq
         pushq   %rbx
         movl    CURSOR, %ebx
-        shll    $10, %ebx
+        shll    $RECORD_BITS, %ebx
         leaq    OUT(%rbx), %rbx
         movq    %rax, 0(%rbx)
         movq    %rcx, 8(%rbx)
@@ -80,7 +80,7 @@ done:
         rdgsbase %rax
         movq    %rax, O_GSBASE(%rbx)
 .endif
-        movl    $7, %eax
+        movl    $XSTATE_MASK, %eax
         xorl    %edx, %edx
         xsave64 XSTATE(%rbx)
         # Where the last x87 instruction was is not the same here and there; the header tells what the processor

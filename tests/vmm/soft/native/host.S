@@ -103,7 +103,7 @@ handler:
         cmpb    $0, PHASE
         je      fail                            # not a case's doing
         movl    CURSOR, %eax
-        shll    $10, %eax
+        shll    $RECORD_BITS, %eax
         leaq    OUT(%rax), %rax
         movq    GREG_TRAPNO(%rdx), %rcx
         movq    %rcx, VECTOR(%rax)

@@ -21,7 +21,7 @@ fault:  pushq   %rax
         cmpb    $0, PHASE
         je      astray
         movl    CURSOR, %eax
-        shll    $10, %eax
+        shll    $RECORD_BITS, %eax
         leaq    OUT(%rax), %rax
         movq    16(%rsp), %rcx
         movq    %rcx, VECTOR(%rax)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyhyve.vmm.soft import xstate
+
 HERE = Path(__file__).parent
 
 BASE = 0x30000000
@@ -22,10 +24,11 @@ CODE = BASE + 0x2000
 """The blobs."""
 CODE_SIZE = 0x1E000
 IN = BASE + 0x20000
-OUT = BASE + 0x60000
-RECORD = 1024
+RECORD_BITS = 12
+RECORD = 1 << RECORD_BITS
 CASES = 256
-SLOTS = BASE + 0xA0000
+OUT = IN + CASES * RECORD
+SLOTS = OUT + CASES * RECORD
 """Memory for the cases: one slot a blob: a page that cannot be reached, two pages, a page to be read only."""
 SLOT = 0x4000
 BLOBS = 64
@@ -40,7 +43,11 @@ FLAGS = 128
 I_CODE, I_FSBASE, I_GSBASE = 136, 144, 152
 VECTOR, ERROR, CR2, FAULT_RIP, O_FSBASE, O_GSBASE = 136, 144, 152, 160, 168, 176
 XSTATE = 192
-XSTATE_SIZE = 832
+XSTATE_MASK = xstate.carried_components()
+"""The state components of the processor that the engine carries: x87, SSE, AVX, and AVX-512 where there is that."""
+XSTATE_SIZE = xstate.image_size(XSTATE_MASK)
+HAS_AVX512 = XSTATE_MASK & 0xE0 == 0xE0
+OPMASK_AT, ZMM_HIGH_AT, ZMM_16_AT = (xstate.component_place(number) for number in (5, 6, 7))
 NO_VECTOR = 0xFFFF_FFFF_FFFF_FFFF
 
 DONE = HARNESS + 0x200
@@ -49,6 +56,14 @@ GATE = 0x40
 """The interrupt by which the guest ends a batch."""
 
 _AT_HWCAP2 = 26
+
+
+def vector_parts(register: int) -> list[tuple[int, int]]:
+    """Where a vector register lies in an XSAVE image: offset and bytes of each part."""
+    if register >= 16:
+        return [(ZMM_16_AT + 64 * (register - 16), 64)]
+    parts = [(160 + 16 * register, 16), (576 + 16 * register, 16)]
+    return [*parts, (ZMM_HIGH_AT + 32 * register, 32)] if HAS_AVX512 else parts
 
 
 @cache
@@ -64,7 +79,7 @@ def has_fsgsbase() -> bool:
 def symbols() -> dict[str, int]:
     """What the assembly sources know of the layout."""
     names = """BASE REGION CODE IN OUT SLOTS CURSOR COUNT PHASE TARGET SAVED_RSP FINISH STACK FLAGS I_CODE I_FSBASE
-               I_GSBASE VECTOR ERROR CR2 FAULT_RIP O_FSBASE O_GSBASE XSTATE DONE""".split()
+               I_GSBASE VECTOR ERROR CR2 FAULT_RIP O_FSBASE O_GSBASE XSTATE DONE RECORD_BITS XSTATE_MASK""".split()
     return {name: globals()[name] for name in names} | {"START": HARNESS, "HAVE_FSGSBASE": int(has_fsgsbase())}
 
 

@@ -44,9 +44,12 @@ def _parts(record: bytes) -> list[tuple[str, int]]:
     image = record[layout.XSTATE :]
     found += [(name, int.from_bytes(image[at : at + size], "little")) for at, size, name in _X87]
     found += [(f"st{n}", int.from_bytes(image[32 + 16 * n : 48 + 16 * n], "little")) for n in range(8)]
-    for n in range(16):
-        low, high = image[160 + 16 * n : 176 + 16 * n], image[576 + 16 * n : 592 + 16 * n]
-        found.append((f"ymm{n}", int.from_bytes(low + high, "little")))
+    for n in range(32 if layout.HAS_AVX512 else 16):
+        raw = b"".join(image[at : at + size] for at, size in layout.vector_parts(n))
+        found.append((f"{'zmm' if layout.HAS_AVX512 else 'ymm'}{n}", int.from_bytes(raw, "little")))
+    if layout.HAS_AVX512:
+        places = [layout.OPMASK_AT + 8 * n for n in range(8)]
+        found += [(f"k{n}", int.from_bytes(image[at : at + 8], "little")) for n, at in enumerate(places)]
     return found
 
 
