@@ -5,7 +5,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from pyhyve.vmm.soft.state cimport CpuState, Engine
 
 cdef enum:
-    HASH_SIZE = 65536
+    HASH_BITS = 17
+    HASH_SIZE = 131072
+    HASH_FACTOR = 0x9E3779B97F4A7C15   # 2^64 over the golden ratio
     NO_PAGE = 0xFFFFFFFFFFFFFFFF
     HARMLESS_WRITES = 64
     MAX_DROPS = 20
@@ -16,6 +18,7 @@ cdef extern from *:
     # GCC builtins for operand types that state.pxd does not declare.
     void store_int32 "__atomic_store_n"(int32_t *where, int32_t value, int order) noexcept nogil
     CodePage *load_pointer "__atomic_load_n"(CodePage **where, int order) noexcept nogil
+    uint32_t load_uint32 "__atomic_load_n"(uint32_t *where, int order) noexcept nogil
     void store_uint64 "__atomic_store_n"(uint64_t *where, uint64_t value, int order) noexcept nogil
 
 
@@ -89,7 +92,7 @@ cdef struct CodeCache:
     uint8_t *data            # arena of Blocks, maps and Insns
     uint64_t data_size
     uint64_t data_used
-    Block *hash[65536]
+    Block *hash[131072]      # HASH_SIZE
     Block **index            # blocks in the order of their code
     uint32_t index_count
     uint32_t index_size
@@ -117,6 +120,8 @@ cdef void link_to(CodeCache *c, Link *link, Block *block) noexcept nogil
 cdef void retire(CodeCache *c, Block *b) noexcept nogil
 cdef Block *block_at(CodeCache *c, uint64_t host_pc) noexcept nogil
 cdef MapEntry *map_at(Block *block, uint64_t host_pc) noexcept nogil
+# The slot that stands for `mode`, or -1: needs no lock, for slots are given back only while the world is stopped.
+cdef int known_slot(CodeCache *c, uint32_t mode) noexcept nogil
 cdef int mode_slot(Engine *e, uint32_t mode) noexcept nogil
 
 # Does this guest-physical page hold translated code? (Then stores to it must take the slow path.)

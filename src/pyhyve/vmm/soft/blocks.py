@@ -155,7 +155,7 @@ def code_alloc(c, size):
 
 
 def hash_of(gpa, mode):
-    return cython.cast(uint32_t, (gpa ^ (gpa >> 14) ^ (cython.cast(uint64_t, mode) * 0x9E5)) & (HASH_SIZE - 1))
+    return cython.cast(uint32_t, ((gpa ^ (cython.cast(uint64_t, mode) << 40)) * HASH_FACTOR) >> (64 - HASH_BITS))
 
 
 def block_find(c, gpa, mode):
@@ -276,17 +276,26 @@ def map_at(block, host_pc):
     return cython.address(block.map[low - 1 if low else 0])
 
 
+def known_slot(c, mode):
+    i: uint32_t
+    mode &= ~cython.cast(uint32_t, MODE_STEP)
+    for i in range(load_uint32(cython.address(c.mode_count), ATOMIC)):
+        if c.modes[i] == mode:
+            return i
+    return -1
+
+
 def mode_slot(e, mode):
     """The slot of the jump caches that stands for ``mode``, or -1 if they are used up. The code lock is held."""
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
-    i: uint32_t
+    i: cython.int = known_slot(c, mode)
+    if i >= 0:
+        return i
     mode &= ~cython.cast(uint32_t, MODE_STEP)
-    for i in range(c.mode_count):
-        if c.modes[i] == mode:
-            return i
     if c.mode_count == MODE_SLOTS:
         return -1
     c.modes[c.mode_count] = mode
+    fence(ATOMIC)  # others look without the lock
     c.mode_count += 1
     return c.mode_count - 1
 

@@ -18,6 +18,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     block_find,
     claim_pages,
     code_flush,
+    known_slot,
     link_to,
     map_at,
     mode_slot,
@@ -51,17 +52,17 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
 from cython.cimports.pyhyve.vmm.soft.mmu import (
     ALONE,
     CODE_WRITE,
+    PAGE_GLOBAL,
     bounce_finish,
     close_store,
+    code_page,
+    jump_index,
     linear,
-    note_jump,
     ram_host,
     tlb_fill,
-    walk,
 )
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
-    ACCESS_EXEC,
     CS,
     DONE,
     EXC_AC,
@@ -113,7 +114,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     __atomic_load_n,
     gp,
     is_canonical,
-    jump_index,
     raise_fault,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import (
@@ -324,8 +324,10 @@ def next_code_page(s: cython.pointer(CpuState), va: uint64_t, user: cython.int, 
         following &= LOW32
     elif not is_canonical(following):
         return gp(s, 0)
-    if walk(s, following, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
+    if code_page(s, following, user, cython.address(gpa), cython.address(flags)) != DONE:
         return FAULT
+    if flags & PAGE_GLOBAL == 0:
+        s.code_local = 1
     if ram_host(s.engine, gpa, False) == 0:
         return leave_unfetched(s, gpa)
     gpa2[0] = gpa & PAGE_MASK
@@ -356,8 +358,9 @@ def find_block(s, step):
     while True:
         # All of it again where the cache has been flushed: the memory map may have changed meanwhile.
         choose_slot(s)
-        if walk(s, va, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
+        if code_page(s, va, user, cython.address(gpa), cython.address(flags)) != DONE:
             return cython.NULL
+        s.code_local = flags & PAGE_GLOBAL == 0
         host = ram_host(e, gpa, False)
         if host == 0:
             leave_unfetched(s, gpa)
@@ -438,6 +441,11 @@ def choose_slot(s):
     """Have ``mode_slot`` be the slot of the jump caches for the mode of ``s``. A flush takes the slots away."""
     slot: cython.int
     while s.mode != s.slot_mode:
+        slot = known_slot(cython.cast(cython.pointer(CodeCache), s.engine.code), s.mode)
+        if slot >= 0:
+            s.mode_slot = cython.cast(uint32_t, slot)
+            s.slot_mode = s.mode
+            return
         lock_code(s.engine, s)
         slot = mode_slot(s.engine, s.mode)
         unlock_code(s.engine)
@@ -700,7 +708,9 @@ def run_loop(s):
                 s.jump[s.mode_slot][i].not_rip = ~va
                 s.jump[s.mode_slot][i].code = code
                 s.jump_dirty[s.mode_slot] = 1
-                note_jump(s, va)
+                s.jump_user[s.mode_slot] = s.mode & MODE_USER != 0
+                if s.code_local:
+                    s.jump_local[s.mode_slot] = 1
                 if patch and b.gpa2 == NO_PAGE and patch_flushes == c.flushes:
                     # Let the jump that led here lead straight to the block from now on
                     chain(s, b)

@@ -27,6 +27,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
     ATOMIC,
+    CODE_PAGES,
     CR0_PG,
     CR0_WP,
     CR4_PAE,
@@ -71,11 +72,11 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     Engine,
     JumpEntry,
     MemoryRegion,
+    PageEntry,
     TlbEntry,
     __atomic_compare_exchange_n,
     gp,
     is_canonical,
-    jump_index,
     raise_fault,
 )
 
@@ -388,23 +389,68 @@ def flush_region(s, va, shift):
             for i in range(TLB_SIZE):
                 if (s.tlb[mode][i].read_tag ^ va) >> shift == 0:
                     clear_entry(cython.address(s.tlb[mode][i]), i)
-    clear_jumps(s)
+    clear_jumps(s, False)
 
 
-def clear_jumps(s):
+def clear_jumps(s, keep_global):
+    """Forget where code lies. ``keep_global``: not what lies in global pages, as far as that is easily told."""
+    clear_jumps_of(s, False, keep_global)
+    clear_jumps_of(s, True, keep_global)
+
+
+def clear_jumps_of(s, user, keep_global):
+    """The same for the user's code, or for the kernel's."""
     slot: cython.int
     i: cython.int
-    for i in range(16):
-        s.jump_pages[i] = 0
+    entry: cython.pointer[PageEntry]
+    kept: cython.bint = False
     for slot in range(MODE_SLOTS):
-        if s.jump_dirty[slot]:
-            s.jump_dirty[slot] = 0
-            native.fill64(
-                cython.cast(cython.p_void, cython.address(s.jump[slot][0])),
-                0,
-                JUMP_SIZE * cython.sizeof(JumpEntry) // 8,
-            )
-            close_last_jump(s, slot)
+        if s.jump_user[slot] != user or not s.jump_dirty[slot]:
+            continue
+        if keep_global and not s.jump_local[slot]:
+            kept = True
+            continue
+        s.jump_dirty[slot] = 0
+        s.jump_local[slot] = 0
+        native.fill64(
+            cython.cast(cython.p_void, cython.address(s.jump[slot][0])),
+            0,
+            JUMP_SIZE * cython.sizeof(JumpEntry) // 8,
+        )
+        close_last_jump(s, slot)
+    if s.page_dirty[user]:
+        s.page_dirty[user] = 0
+        for i in range(CODE_PAGES):
+            entry = cython.address(s.code_page[user][i])
+            if keep_global and entry.info & TLB_GLOBAL and entry.tag != NO_TAG:
+                s.page_dirty[user] = 1
+                kept = True
+            else:
+                entry.tag = NO_TAG
+    if not kept:
+        for i in range(64):
+            s.jump_pages[user][i] = 0
+
+
+def code_page(s, va, user, gpa, flags):
+    whose: cython.int = 1 if user == MMU_USER else 0
+    entry: cython.pointer[PageEntry] = cython.address(s.code_page[whose][((va >> 12) ^ (va >> 19)) & (CODE_PAGES - 1)])
+    tag: uint64_t = va - (va & PAGE_OFFSET)
+    if entry.tag == tag:
+        gpa[0] = (entry.info & FRAME) | (va & PAGE_OFFSET)
+        flags[0] = PAGE_GLOBAL if entry.info & TLB_GLOBAL else 0
+        return DONE
+    if walk(s, va, ACCESS_EXEC, user, False, gpa, flags) != DONE:
+        return FAULT
+    entry.tag = tag
+    entry.info = (gpa[0] & FRAME) | (TLB_GLOBAL if flags[0] & PAGE_GLOBAL else 0)
+    s.page_dirty[whose] = 1
+    s.jump_pages[whose][(va >> 18) & 63] |= cython.cast(uint64_t, 1) << ((va >> 12) & 63)
+    return DONE
+
+
+def jump_index(rip):
+    return native.crc32(rip) & (JUMP_SIZE - 1)
 
 
 def close_last_jump(s, slot):
@@ -412,14 +458,9 @@ def close_last_jump(s, slot):
     s.jump[slot][jump_index(cython.cast(uint64_t, -1))].not_rip = cython.cast(uint64_t, -1)
 
 
-def note_jump(s, va):
-    """Remember that the page of ``va`` has an entry in a jump cache."""
-    s.jump_pages[(va >> 18) & 15] |= cython.cast(uint64_t, 1) << ((va >> 12) & 63)
-
-
-def has_jumps(s, va):
+def has_jumps(s, user, va):
     """May the page of ``va`` have entries in a jump cache?"""
-    return (s.jump_pages[(va >> 18) & 15] >> ((va >> 12) & 63)) & 1 != 0
+    return (s.jump_pages[user][(va >> 18) & 63] >> ((va >> 12) & 63)) & 1 != 0
 
 
 def tlb_init(s):
@@ -429,6 +470,7 @@ def tlb_init(s):
         s.tlb_dirty[mode] = 1
     for slot in range(MODE_SLOTS):
         s.jump_dirty[slot] = 1
+    s.page_dirty[0] = s.page_dirty[1] = 1
     tlb_flush(s, False)
 
 
@@ -455,13 +497,14 @@ def tlb_flush(s, keep_global):
                     clear_entry(cython.address(s.tlb[mode][i]), i)
             s.tlb_dirty[mode] = keep_global
         s.tlb_locals[mode] = 0
-    clear_jumps(s)
+    clear_jumps(s, keep_global)
 
 
 def tlb_flush_page(s, va):
     index: uint64_t = (va >> 12) & (TLB_SIZE - 1)
     page: uint64_t = va - (va & PAGE_OFFSET)
     mode: cython.int
+    user: cython.int
     t: cython.pointer[TlbEntry]
     if maybe_large(s, va, 30):
         flush_region(s, va, 30)
@@ -474,8 +517,9 @@ def tlb_flush_page(s, va):
         if t.read_tag == page:
             clear_entry(t, index)
     # A block that begins on the page before may end on this one.
-    if has_jumps(s, page) or has_jumps(s, page - PAGE):
-        clear_jumps(s)
+    for user in range(2):
+        if has_jumps(s, user, page) or has_jumps(s, user, page - PAGE):
+            clear_jumps_of(s, user, False)
 
 
 def tlb_protect(e, gpa):

@@ -18,6 +18,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T2,
     call_to,
     cmp_gs32_zero,
+    crc32,
     e8,
     e32,
     here,
@@ -33,14 +34,13 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov_imm32,
     mov_imm64,
     op_gs_index,
-    pext_gs,
-    rorx,
+    pdep_gs,
     short_fwd,
     store_gs,
     store_gs32,
     xchg,
 )
-from cython.cimports.pyhyve.vmm.soft.state import JUMP_FOLD, MODE_SLOTS, RSP
+from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP
 
 
 def off(s, field):
@@ -260,11 +260,10 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     # Jumps across pages and indirect ones: T0 is the linear target. No flag is touched.
     for i in range(MODE_SLOTS):
         c.stubs.jump[i] = here(a)
-        rorx(a, T1, T0, JUMP_FOLD)
-        lea(a, 1, T1, T1, T0, 0, 0)
-        pext_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
-        lea(a, 1, T1, T1, T1, 0, 0)
-        op_gs_index(a, 1, 0x8B, T2, T1, 3, off(s, cython.address(s.jump[i][0].not_rip)))
+        mov_imm32(a, T1, 0)
+        crc32(a, T1, T0)
+        pdep_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
+        op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[i][0].not_rip)))
         lea(a, 1, T2, T2, T0, 0, 1)
         xchg(a, HRCX, T2)
         hit = short_fwd(a, 0xE3)
@@ -272,11 +271,10 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
         jmp_to(a, c.stubs.exit_lookup)
         land_short(a, hit)
         mov(a, HRCX, T2)
-        e8(a, 0x65)  # jmp [gs:r11*8 + code]
-        e8(a, 0x42)
+        e8(a, 0x65)  # jmp [gs:r11 + code]
+        e8(a, 0x41)
         e8(a, 0xFF)
-        e8(a, 0x24)
-        e8(a, 0xDD)
+        e8(a, 0xA3)
         e32(a, off(s, cython.address(s.jump[i][0].code)))
     c.start = (cython.cast(uint64_t, asm.p) - cython.cast(uint64_t, c.rw) + 63) & ~cython.cast(uint64_t, 63)
     c.used = c.start
