@@ -41,19 +41,19 @@ cdef struct MapEntry:
 
 cdef struct Block:
     uint64_t gpa             # guest-physical address of the first byte
+    Block *hash_next
     uint64_t gpa2            # guest-physical page of the part behind a page border, or NO_PAGE
     uint64_t code            # executable address of the lookup entry (T0 = linear rip)
+    uint32_t mode
     uint64_t check           # executable address of the event check between the two
     uint64_t chained         # executable address of the entry for jumps inside the page
     uint64_t cold_exit       # executable address of its cold exit to the lookup
     Link *links              # jumps that lead to `chained`
     uint64_t host_end
-    Block *hash_next
     Block *page_next         # blocks of the page of gpa
     Block *page2_next        # blocks of the page of gpa2
     MapEntry *map
     uint32_t map_count
-    uint32_t mode
     uint16_t size            # guest bytes
     uint16_t insns
     uint16_t flags_in        # arithmetic flags that matter at the entry
@@ -136,7 +136,6 @@ cdef void offsets_changed(Engine *e, CpuState *s, uint64_t *offsets) noexcept no
 cdef bint page_covers(CodePage *page, uint64_t *offsets) noexcept nogil
 
 cdef uint64_t pages_of(Engine *e) noexcept nogil
-cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
 cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil
 cdef CodePage *page_of(CodeCache *c, uint64_t gpa) noexcept nogil
 cdef int claim_page(Engine *e, CpuState *s, uint64_t gpa) noexcept nogil

@@ -25,7 +25,8 @@ from cython.cimports.posix.mman import (
     munmap,
 )
 from cython.cimports.posix.unistd import close, ftruncate
-from cython.cimports.pyhyve.vmm.soft.mmu import close_last_jump, tlb_protect
+from cython.cimports.pyhyve.vmm.soft.jumps import clear_slot
+from cython.cimports.pyhyve.vmm.soft.mmu import tlb_protect
 from cython.cimports.pyhyve.vmm.soft.state import (
     ATOMIC,
     MODE_SLOTS,
@@ -131,23 +132,14 @@ def code_flush(e):
     for n in range(e.cpu_count):
         e.cpus[n].slot_mode = NO_MODE
         for k in range(MODE_SLOTS):
-            forget_jumps(e.cpus[n], k)
-
-
-def forget_jumps(s, slot):
-    i: uint32_t
-    if s.jump_dirty[slot] == 0:
-        return
-    for i in range(4096):
-        s.jump[slot][i].not_rip = 0
-        s.jump[slot][i].code = 0
-    s.jump_dirty[slot] = 0
-    close_last_jump(s, slot)
+            if e.cpus[n].jump_dirty[k]:
+                clear_slot(e.cpus[n], k)
 
 
 def code_alloc(c, size):
     """``size`` bytes that live until the next flush, or NULL."""
-    at: uint64_t = (c.data_used + 15) & ~cython.cast(uint64_t, 15)
+    mask: uint64_t = 63 if size >= 64 else 15  # a block's first fields in one line of the host's cache
+    at: uint64_t = (c.data_used + mask) & ~mask
     if at + size > c.data_size:
         return cython.NULL
     c.data_used = at + size

@@ -42,6 +42,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import ops
 from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
 from cython.cimports.pyhyve.vmm.soft.helpers import table
 from cython.cimports.pyhyve.vmm.soft.insn import Insn
+from cython.cimports.pyhyve.vmm.soft.jumps import code_page, find_jump, note_jump
 from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_accept,
     lapic_deliverable,
@@ -55,8 +56,6 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
     PAGE_GLOBAL,
     bounce_finish,
     close_store,
-    code_page,
-    jump_index,
     linear,
     ram_host,
     tlb_fill,
@@ -622,7 +621,6 @@ def run_loop(s):
     va: uint64_t
     chain_to: uint64_t = 0
     code: uint64_t
-    i: uint32_t
     step: cython.bint
     trap: cython.bint
     taken: uint64_t
@@ -693,24 +691,15 @@ def run_loop(s):
             if status == TRAP:
                 continue
             step = step or status == STEP
-        i = jump_index(va)
         if step:
             b = find_block(s, True)
             code = b.code if b != cython.NULL else 0
-        elif s.jump[s.mode_slot][i].not_rip == ~va and not patch and not afresh:
-            b = cython.NULL
-            code = s.jump[s.mode_slot][i].code
         else:
-            b = find_block(s, False)
-            code = 0
+            code = 0 if patch or afresh else find_jump(s, va)
+            b = cython.NULL if code else find_block(s, False)
             if b != cython.NULL:
                 code = b.code
-                s.jump[s.mode_slot][i].not_rip = ~va
-                s.jump[s.mode_slot][i].code = code
-                s.jump_dirty[s.mode_slot] = 1
-                s.jump_user[s.mode_slot] = s.mode & MODE_USER != 0
-                if s.code_local:
-                    s.jump_local[s.mode_slot] = 1
+                note_jump(s, va, code)
                 if patch and b.gpa2 == NO_PAGE and patch_flushes == c.flushes:
                     # Let the jump that led here lead straight to the block from now on
                     chain(s, b)

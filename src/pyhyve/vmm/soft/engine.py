@@ -78,7 +78,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_KICK,
     PENDING_NMI,
     SS,
-    JUMP_SIZE,
+    JUMP_SETS,
     TLB_SIZE,
     CpuState,
     Engine,
@@ -481,7 +481,7 @@ class SoftCpu:
         s.engine = machine.e
         s.mask_index = (TLB_SIZE - 1) << 12
         s.mask_high = ~cython.cast(uint64_t, 0xFFF)
-        s.mask_jump = (JUMP_SIZE - 1) << 4
+        s.mask_jump = (JUMP_SETS - 1) << 5
         s.mask_bits[0] = 7
         s.mask_bits[1] = 15
         s.mask_bits[2] = 31

@@ -33,7 +33,6 @@ cdef enum:
     FRAME32 = 0xFFFFF000
     FRAME_4M = 0xFFC00000
     PDPT_BASE = 0xFFFFFFE0
-    NO_TAG = 0xFFFFFFFFFFFFFFFF
     GOLDEN = 0x9E3779B1          # 2^32 over the golden ratio, for hashing
 
     # Paging-structure entries (SDM Vol. 3A 4.3-4.5).
@@ -55,10 +54,6 @@ cdef uint64_t ram_host(Engine *e, uint64_t gpa, bint write) noexcept nogil
 # bit 2 user page: PAGE_*), or FAULT with the #PF recorded (nothing recorded if `quiet`). Sets accessed and dirty bits
 # atomically unless `quiet`. With paging off: identity.
 cdef int walk(CpuState *s, uint64_t va, int access, int mode, bint quiet, uint64_t *gpa, uint32_t *flags) noexcept nogil
-
-# The same for code at `va` with the rights of `user` (MMU_USER or MMU_KERNEL), through a cache of such pages. Of the
-# flags only PAGE_GLOBAL counts.
-cdef int code_page(CpuState *s, uint64_t va, int user, uint64_t *gpa, uint32_t *flags) noexcept nogil
 
 # Linear-address accesses of 1 to 8 bytes with the rights of `mode` (MMU_*): DONE, FAULT or LEAVE (a device read that
 # Python must answer; the caller returns LEAVE with rip unchanged and is run again, then the value comes from the
@@ -141,9 +136,3 @@ cdef void note_large(CpuState *s, uint64_t va, uint32_t flags) noexcept nogil
 cdef bint maybe_large(CpuState *s, uint64_t va, int shift) noexcept nogil
 cdef uint32_t large_hash(uint64_t va, int shift) noexcept nogil
 cdef void flush_region(CpuState *s, uint64_t va, int shift) noexcept nogil
-cdef void clear_jumps(CpuState *s, bint keep_global) noexcept nogil
-# Where the jump caches have the entry of a linear address.
-cdef uint32_t jump_index(uint64_t rip) noexcept nogil
-cdef void close_last_jump(CpuState *s, int slot) noexcept nogil
-cdef void clear_jumps_of(CpuState *s, bint user, bint keep_global) noexcept nogil
-cdef bint has_jumps(CpuState *s, bint user, uint64_t va) noexcept nogil

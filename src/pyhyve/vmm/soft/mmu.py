@@ -20,6 +20,7 @@ from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import code_written, has_code
 from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, watch_access, watched_page
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, REG_RIP
+from cython.cimports.pyhyve.vmm.soft.jumps import clear_jumps, clear_jumps_of, has_jumps, has_jumps_in, jumps_init
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_read, lapic_write
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
@@ -27,7 +28,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
     ATOMIC,
-    CODE_PAGES,
     CR0_PG,
     CR0_WP,
     CR4_PAE,
@@ -45,7 +45,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_NONE,
     FAULT,
     FS,
-    JUMP_SIZE,
     LEAVE,
     LOW32,
     MMIO_LOG,
@@ -54,7 +53,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MMU_USER,
     MODE_CODE64,
     MODE_PROTECTED,
-    MODE_SLOTS,
     PF_FETCH,
     PF_PRESENT,
     PF_RESERVED,
@@ -70,9 +68,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     TLB_LOCALS,
     TLB_SIZE,
     Engine,
-    JumpEntry,
     MemoryRegion,
-    PageEntry,
     TlbEntry,
     __atomic_compare_exchange_n,
     gp,
@@ -372,16 +368,17 @@ def note_local(s, mode, index):
 def note_large(s, va, flags):
     """Remember that the TLB has a piece of a large page, for INVLPG of any other address in it."""
     bit: uint32_t = large_hash(va, 22 if flags & PAGE_LARGE else 30)
-    s.tlb_large[1 if flags & PAGE_GLOBAL else 0][bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
+    s.tlb_large[1 if flags & PAGE_GLOBAL else 0][va >> 63][bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
 
 
 def maybe_large(s, va, shift):
     bit: uint32_t = large_hash(va, shift)
-    return ((s.tlb_large[0][bit >> 6] | s.tlb_large[1][bit >> 6]) >> (bit & 63) & 1) != 0
+    half: uint64_t = va >> 63
+    return ((s.tlb_large[0][half][bit >> 6] | s.tlb_large[1][half][bit >> 6]) >> (bit & 63) & 1) != 0
 
 
 def flush_region(s, va, shift):
-    """Drop every entry of the region of ``1 << shift`` bytes around ``va``, and all jumps."""
+    """Drop every entry of the region of ``1 << shift`` bytes around ``va``, and where code in it lies."""
     mode: cython.int
     i: uint64_t
     for mode in range(MMU_MODES):
@@ -389,88 +386,17 @@ def flush_region(s, va, shift):
             for i in range(TLB_SIZE):
                 if (s.tlb[mode][i].read_tag ^ va) >> shift == 0:
                     clear_entry(cython.address(s.tlb[mode][i]), i)
-    clear_jumps(s, False)
-
-
-def clear_jumps(s, keep_global):
-    """Forget where code lies. ``keep_global``: not what lies in global pages, as far as that is easily told."""
-    clear_jumps_of(s, False, keep_global)
-    clear_jumps_of(s, True, keep_global)
-
-
-def clear_jumps_of(s, user, keep_global):
-    """The same for the user's code, or for the kernel's."""
-    slot: cython.int
-    i: cython.int
-    entry: cython.pointer[PageEntry]
-    kept: cython.bint = False
-    for slot in range(MODE_SLOTS):
-        if s.jump_user[slot] != user or not s.jump_dirty[slot]:
-            continue
-        if keep_global and not s.jump_local[slot]:
-            kept = True
-            continue
-        s.jump_dirty[slot] = 0
-        s.jump_local[slot] = 0
-        native.fill64(
-            cython.cast(cython.p_void, cython.address(s.jump[slot][0])),
-            0,
-            JUMP_SIZE * cython.sizeof(JumpEntry) // 8,
-        )
-        close_last_jump(s, slot)
-    if s.page_dirty[user]:
-        s.page_dirty[user] = 0
-        for i in range(CODE_PAGES):
-            entry = cython.address(s.code_page[user][i])
-            if keep_global and entry.info & TLB_GLOBAL and entry.tag != NO_TAG:
-                s.page_dirty[user] = 1
-                kept = True
-            else:
-                entry.tag = NO_TAG
-    if not kept:
-        for i in range(64):
-            s.jump_pages[user][i] = 0
-
-
-def code_page(s, va, user, gpa, flags):
-    whose: cython.int = 1 if user == MMU_USER else 0
-    entry: cython.pointer[PageEntry] = cython.address(s.code_page[whose][((va >> 12) ^ (va >> 19)) & (CODE_PAGES - 1)])
-    tag: uint64_t = va - (va & PAGE_OFFSET)
-    if entry.tag == tag:
-        gpa[0] = (entry.info & FRAME) | (va & PAGE_OFFSET)
-        flags[0] = PAGE_GLOBAL if entry.info & TLB_GLOBAL else 0
-        return DONE
-    if walk(s, va, ACCESS_EXEC, user, False, gpa, flags) != DONE:
-        return FAULT
-    entry.tag = tag
-    entry.info = (gpa[0] & FRAME) | (TLB_GLOBAL if flags[0] & PAGE_GLOBAL else 0)
-    s.page_dirty[whose] = 1
-    s.jump_pages[whose][(va >> 18) & 63] |= cython.cast(uint64_t, 1) << ((va >> 12) & 63)
-    return DONE
-
-
-def jump_index(rip):
-    return native.crc32(rip) & (JUMP_SIZE - 1)
-
-
-def close_last_jump(s, slot):
-    # An empty entry answers to rip ~0: give the one where that belongs a rip that belongs elsewhere.
-    s.jump[slot][jump_index(cython.cast(uint64_t, -1))].not_rip = cython.cast(uint64_t, -1)
-
-
-def has_jumps(s, user, va):
-    """May the page of ``va`` have entries in a jump cache?"""
-    return (s.jump_pages[user][(va >> 18) & 63] >> ((va >> 12) & 63)) & 1 != 0
+    if has_jumps_in(s, False, va, shift):
+        clear_jumps_of(s, False, False)
+    if has_jumps_in(s, True, va, shift):
+        clear_jumps_of(s, True, False)
 
 
 def tlb_init(s):
     mode: cython.int
-    slot: cython.int
     for mode in range(MMU_MODES):
         s.tlb_dirty[mode] = 1
-    for slot in range(MODE_SLOTS):
-        s.jump_dirty[slot] = 1
-    s.page_dirty[0] = s.page_dirty[1] = 1
+    jumps_init(s)
     tlb_flush(s, False)
 
 
@@ -480,9 +406,9 @@ def tlb_flush(s, keep_global):
     n: uint64_t
     s.count_tlb_flush += 1
     for i in range(8):
-        s.tlb_large[0][i] = 0
+        s.tlb_large[0][0][i] = s.tlb_large[0][1][i] = 0
         if not keep_global:
-            s.tlb_large[1][i] = 0
+            s.tlb_large[1][0][i] = s.tlb_large[1][1][i] = 0
     for mode in range(MMU_MODES):
         if not s.tlb_dirty[mode]:
             continue

@@ -153,8 +153,8 @@ cdef enum:
     TLB_BITS = 10
     TLB_SIZE = 1024
     TLB_LOCALS = 128
-    JUMP_BITS = 12
-    JUMP_SIZE = 4096
+    JUMP_SETS = 4096
+    JUMP_FILLS = 512
     MODE_SLOTS = 8
     CODE_PAGES = 128
 
@@ -423,17 +423,22 @@ cdef struct CpuState:
     Engine *engine
     void *lapic
     uint64_t self                    # address of this struct
-    JumpEntry jump[8][4096]          # [MODE_SLOTS][JUMP_SIZE]
+    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
-    uint8_t jump_dirty[8]
+    uint8_t jump_dirty[8]            # a jump cache has entries
+    uint32_t jump_fills[8]           # how many of jump_filled count; JUMP_FILLS + 1: too many
+    JumpEntry *jump_filled[8][512]   # the sets with entries
     uint8_t jump_local[8]            # a jump cache has entries of pages that are not global
     uint8_t page_dirty[2]            # `code_page` has entries
     uint8_t code_local               # the block that was found last lies in a page that is not global
     PageEntry code_page[2][128]      # [of user code][CODE_PAGES]: pages that were looked for, until the jump caches go
-    uint64_t jump_pages[2][64]       # [of user code]: filter of the pages (by number, modulo 4096) in jump caches
+    # Filters of the pages (by number, modulo 4096) in jump caches: the kernel's code in the upper half of the addresses
+    # and in the lower half, the user's
+    uint64_t jump_pages[3][64]
     uint8_t jump_user[8]             # a jump cache is for a mode of CPL 3
-    uint64_t tlb_large[2][8]         # [global]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
+    # [global][upper half of the addresses]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
+    uint64_t tlb_large[2][2][8]
     uint32_t tlb_locals[3]           # how many entries of tlb_local are filled; TLB_LOCALS + 1: too many
     uint16_t tlb_local[3][128]       # indices of the entries that are not global
 

@@ -125,6 +125,18 @@ def _leave(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
     e8(a, 0xC3)
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _jump_gs(a: cython.pointer(Asm), index: uint32_t, offset: uint64_t) -> cython.void:
+    """jmp [gs:index + offset]"""
+    e8(a, 0x65)
+    e8(a, 0x41)
+    e8(a, 0xFF)
+    e8(a, 0xA0 | (index & 7))
+    e32(a, offset)
+
+
 def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
@@ -134,6 +146,7 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     common: uint64_t
     fail: cython.pointer(uint8_t)
     hit: cython.pointer(uint8_t)
+    hit2: cython.pointer(uint8_t)
     asm.p = c.rw
     asm.delta = c.rx - cython.cast(uint64_t, c.rw)
 
@@ -263,18 +276,20 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
         mov_imm32(a, T1, 0)
         crc32(a, T1, T0)
         pdep_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
-        op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[i][0].not_rip)))
+        op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[i][0][0].not_rip)))
         lea(a, 1, T2, T2, T0, 0, 1)
         xchg(a, HRCX, T2)
         hit = short_fwd(a, 0xE3)
+        op_gs_index(a, 1, 0x8B, HRCX, T1, 0, off(s, cython.address(s.jump[i][0][1].not_rip)))
+        lea(a, 1, HRCX, HRCX, T0, 0, 1)
+        hit2 = short_fwd(a, 0xE3)
         mov(a, HRCX, T2)
         jmp_to(a, c.stubs.exit_lookup)
+        land_short(a, hit2)
+        mov(a, HRCX, T2)
+        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][1].code)))
         land_short(a, hit)
         mov(a, HRCX, T2)
-        e8(a, 0x65)  # jmp [gs:r11 + code]
-        e8(a, 0x41)
-        e8(a, 0xFF)
-        e8(a, 0xA3)
-        e32(a, off(s, cython.address(s.jump[i][0].code)))
+        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][0].code)))
     c.start = (cython.cast(uint64_t, asm.p) - cython.cast(uint64_t, c.rw) + 63) & ~cython.cast(uint64_t, 63)
     c.used = c.start
