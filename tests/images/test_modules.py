@@ -36,6 +36,10 @@ def test_dependencies_come_along_and_first(tree):
     assert names == ["virtio_ring", "virtio", "virtio_blk"]
 
 
+def test_modules_of_a_32_bit_kernel_are_read_too():
+    assert modinfo(module(bits=32, depends="virtio", alias="x:y")) == [("depends", "virtio"), ("alias", "x:y")]
+
+
 def test_soft_dependencies_and_dashes_count(tree):
     names = [found.name for found in tree.closure(["virtio-rng"])]
     assert names[-1] == "virtio_rng"

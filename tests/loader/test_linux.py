@@ -51,6 +51,21 @@ def test_cpu_starts_in_64_bit_mode_at_the_64_bit_entry(memory, write):
     assert {state.segments[name].selector for name in (SegmentName.ES, SegmentName.SS)} == {0x18}
 
 
+def test_a_32_bit_kernel_starts_in_flat_protected_mode_at_its_begin(memory, write):
+    state = load(memory, write("k", images.bzimage(BODY, xloadflags=0)), None, "")
+    registers = state.registers
+    assert registers[Reg.RIP] == 0x1000000
+    assert registers[Reg.RSI] == linux.BOOT_PARAMS
+    assert registers[Reg.CR0] & 0x80000001 == 1, "protected mode without paging"
+    assert registers[Reg.EFER] == 0
+    assert registers[Reg.RFLAGS] == 2, "interrupts are off"
+    assert all(registers.get(name, 0) == 0 for name in (Reg.RBP, Reg.RDI, Reg.RBX)), "boot.rst, 32-bit boot protocol"
+    code, data = state.segments[SegmentName.CS], state.segments[SegmentName.DS]
+    assert (code.selector, data.selector) == (0x10, 0x18)
+    assert code.access & 0x6000 == 0x4000, "a 32-bit segment"
+    assert params(memory, 0x214, "<I") == 0x1000000
+
+
 def test_gdt_agrees_with_the_segment_registers(memory, write):
     state = load(memory, write("k", images.bzimage(BODY)), None, "")
     table = state.tables["gdtr"]
@@ -150,7 +165,6 @@ def test_loading_tells_who_caches_memory(memory, write):
 BAD_HEADERS = [
     ({"version": 0x020B}, "too old: its boot protocol is 2.11"),
     ({"loadflags": 0}, "zImage"),
-    ({"xloadflags": 0}, "32-bit kernel"),
     ({"jump": 0x10}, "setup header ends at"),
     ({"jump": 0xFF}, "setup header ends at"),
     ({"alignment": 0x300000}, "damaged"),

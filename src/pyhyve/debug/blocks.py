@@ -63,6 +63,9 @@ class Mode(IntFlag):
     IOPL_OK = 0x20000
     CPL0 = 0x40000
     STEP = 0x80000
+    CS_PAGES = 0x100000
+    FS_OPEN = 0x200000
+    GS_OPEN = 0x400000
 
 
 @runtime_checkable

@@ -49,13 +49,14 @@ class Package:
 
 
 class PrivateApt:
-    """apt with its state below ``folder``."""
+    """apt with its state below ``folder``, for packages of ``architecture``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, architecture: str = "amd64") -> None:
         missing = [tool for tool in ("apt-get", "apt-cache", "apt-config", "dpkg-deb") if shutil.which(tool) is None]
         if missing:
             raise ImageError(f"building the Debian guest needs {missing[0]}, which this host lacks; {PASS_YOUR_OWN}")
         self.folder = folder
+        self._architecture = architecture
         self.downloads = folder / "debs"
         self._config = folder / "apt.conf"
         for name in ("lists/partial", "archives/partial", "sources", "debs"):
@@ -152,7 +153,7 @@ class PrivateApt:
             "Dir::State::Status": f"{self.folder}/status",
             "Dir::Cache": str(self.folder),
             "Dir::Cache::Archives": f"{self.folder}/archives",
-            "APT::Architecture": "amd64",
+            "APT::Architecture": self._architecture,
             "APT::Install-Recommends": "false",
             # root's downloads are otherwise handed to a user who may not enter the cache
             "APT::Sandbox::User": "root",

@@ -28,6 +28,8 @@ from pyhyve.images.modules import ModuleTree
 
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
+KERNELS_32_BIT = "linux-image-686"
+"""How the meta packages of Debian's i386 kernels begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def build_debian(
     """The Debian guest, built if it is not in the cache yet.
 
     ``progress`` hears of each step. ``refresh`` looks for a newer kernel. ``kernel`` is the meta package to take it
-    from: the cloud kernel's has no AHCI driver, that of ``linux-image-amd64`` has. Raises ``ImageError``.
+    from: the cloud kernel's has no AHCI driver, that of ``linux-image-amd64`` has; ``linux-image-686`` and
+    ``linux-image-686-pae`` make a 32-bit guest. Raises ``ImageError``.
     """
     report: Progress = progress or (lambda message, fraction: None)
     if not re.fullmatch(r"linux-image-[a-z0-9.+-]+", kernel):
@@ -78,7 +81,7 @@ def build_debian(
 
 
 def _build(folder: Path, progress: Progress, refresh: bool, meta: str) -> GuestImage:
-    apt = PrivateApt(folder / "apt")
+    apt = PrivateApt(folder / "apt", "i386" if meta.startswith(KERNELS_32_BIT) else "amd64")
     apt.update(progress, force=refresh)
     kernel_package = _kernel_package(apt, meta)
     try:

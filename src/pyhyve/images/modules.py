@@ -18,6 +18,8 @@ from pathlib import Path
 from pyhyve.images.error import ImageError
 
 _SUFFIXES = (".ko", ".ko.xz", ".ko.gz")
+_LAYOUTS = {b"\x01\x01": (32, 46, "IIII"), b"\x02\x01": (40, 58, "QQQQ")}
+"""By class and encoding: where an ELF header has the section table's offset and sizes, and a section its four words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,12 @@ def modinfo(data: bytes) -> list[tuple[str, str]]:
 
 
 def _modinfo(data: bytes) -> list[tuple[str, str]]:
-    if data[:6] != b"\x7fELF\x02\x01":
-        raise ImageError("not a 64-bit kernel module")
-    section_table = struct.unpack_from("<Q", data, 40)[0]
-    entry_size, count, names_index = struct.unpack_from("<HHH", data, 58)
-    headers = [struct.unpack_from("<IIQQQQ", data, section_table + index * entry_size) for index in range(count)]
+    if data[:4] != b"\x7fELF" or data[4:6] not in _LAYOUTS:
+        raise ImageError("not a kernel module for x86")
+    header, sizes, layout = _LAYOUTS[data[4:6]]
+    section_table = int.from_bytes(data[header : header + struct.calcsize(layout[-1])], "little")
+    entry_size, count, names_index = struct.unpack_from("<HHH", data, sizes)
+    headers = [struct.unpack_from(f"<II{layout}", data, section_table + index * entry_size) for index in range(count)]
     names = headers[names_index][4]
     for name, _, _, _, offset, size in headers:
         start = names + name

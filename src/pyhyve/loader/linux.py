@@ -1,11 +1,12 @@
-"""Loads a Linux bzImage by the 64-bit boot protocol.
+"""Loads a Linux bzImage by the 64-bit boot protocol, or by the 32-bit one if the kernel has no other entry.
 
 Document: Linux, Documentation/arch/x86/boot.rst (protocol 2.12 and later) and Documentation/arch/x86/zero-page.rst.
 
 The file is a real-mode part of ``setup_sects + 1`` sectors, which is not run here, and the protected-mode part, which
 goes to its preferred address. The setup header of the former is checked (the file is untrusted), copied into
 ``boot_params`` and filled in: command line, RAM disk at the top of low memory, memory map, ACPI root pointer, a random
-seed. The CPU starts 0x200 bytes into the protected-mode part, in 64-bit mode, with RSI at ``boot_params``.
+seed. The CPU starts 0x200 bytes into the protected-mode part, in 64-bit mode, with RSI at ``boot_params``; a 32-bit
+kernel at its begin, in flat protected mode, with ESI there.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class SetupHeader:
     setup_size: int
     header_end: int
     version: int
+    long_mode: bool
     relocatable: bool
     alignment: int
     pref_address: int
@@ -94,8 +96,6 @@ def parse_header(data: bytes, name: str) -> SetupHeader:
         raise LoaderError(f"kernel {name} is too old: its boot protocol is {protocol}, at least 2.12 is needed")
     if not data[0x211] & LoadFlags.LOADED_HIGH:
         raise LoaderError(f"kernel {name} is a zImage; a bzImage is needed")
-    if not _u16(data, 0x236) & XLoadFlags.KERNEL_64:
-        raise LoaderError(f"kernel {name} is a 32-bit kernel; a 64-bit one is needed")
     # the header ends where the jump at 0x200 goes to
     header_end = 0x202 + data[0x201]
     setup_size = ((data[_HEADER_START] or 4) + 1) * _SECTOR
@@ -105,6 +105,7 @@ def parse_header(data: bytes, name: str) -> SetupHeader:
         setup_size=setup_size,
         header_end=header_end,
         version=version,
+        long_mode=bool(_u16(data, 0x236) & XLoadFlags.KERNEL_64),
         relocatable=bool(data[0x234]),
         alignment=_u32(data, 0x230),
         pref_address=_u64(data, 0x258),
@@ -170,7 +171,11 @@ def load(
     _put(params, 0x250, "<Q", _write_setup_data(memory, os.urandom(RNG_SEED_SIZE) if seed is None else seed))
     _put(params, _ACPI_RSDP_ADDR, "<Q", acpi_rsdp)
     memory.write(BOOT_PARAMS, params)
-    state = entry.long_mode(memory, address + ENTRY_64, {Reg.RSI: BOOT_PARAMS, Reg.RSP: STACK_TOP})
+    registers = {Reg.RSI: BOOT_PARAMS, Reg.RSP: STACK_TOP}
+    if header.long_mode:
+        state = entry.long_mode(memory, address + ENTRY_64, registers)
+    else:
+        state = entry.protected_mode(memory, address, registers)
     return replace(state, rsdp_pointer=BOOT_PARAMS + _ACPI_RSDP_ADDR)
 
 

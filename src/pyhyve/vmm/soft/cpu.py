@@ -125,7 +125,7 @@ from cython.cimports.pyhyve.vmm.soft.stubs import (
     X_RAISE,
     X_SLOW,
 )
-from cython.cimports.pyhyve.vmm.soft.system import reset_cpu, update_mode
+from cython.cimports.pyhyve.vmm.soft.modes import reset_cpu, update_mode
 from cython.cimports.pyhyve.vmm.soft.threads import (
     lock_code,
     park,

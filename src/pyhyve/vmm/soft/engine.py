@@ -88,14 +88,21 @@ from cython.cimports.pyhyve.vmm.soft.state import (
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import emit_stubs
 from cython.cimports.pyhyve.vmm.soft.threads import lock_code, unlock_code, world_go, world_stop
-from cython.cimports.pyhyve.vmm.soft.system import msr_read, msr_write, reset_cpu, set_efer, update_mode
+from cython.cimports.pyhyve.vmm.soft.modes import reset_cpu, update_mode
+from cython.cimports.pyhyve.vmm.soft.msr import msr_read, msr_write, set_efer
 
+import pyhyve.vmm.soft.control
 import pyhyve.vmm.soft.events
+import pyhyve.vmm.soft.flags
 import pyhyve.vmm.soft.legacy
 import pyhyve.vmm.soft.near
 import pyhyve.vmm.soft.portio
 import pyhyve.vmm.soft.segments
 import pyhyve.vmm.soft.strings  # noqa: F401  each registers its helpers
+import pyhyve.vmm.soft.syscalls
+import pyhyve.vmm.soft.system
+import pyhyve.vmm.soft.tables
+import pyhyve.vmm.soft.transfers
 import pyhyve.vmm.soft.vector
 from pyhyve.errors import BackendError
 from pyhyve.vmm.api import (
@@ -130,7 +137,7 @@ from pyhyve.vmm.exits import (
 )
 from pyhyve.vmm.registers import GENERAL, Reg, SegmentName, Table
 from pyhyve.vmm.registers import Segment as SegmentValue
-from pyhyve.vmm.soft import system
+from pyhyve.vmm.soft import cpuid
 from pyhyve.vmm.startup import start_at_sipi
 
 CODE_SIZE = 96 << 20
@@ -152,8 +159,8 @@ _frequency = []
 
 def _missing_features():
     """What the host's CPU lacks that emitted code uses."""
-    leaf1 = system.host_leaf(1, 0)
-    leaf7 = system.host_leaf(7, 0)
+    leaf1 = cpuid.host_leaf(1, 0)
+    leaf7 = cpuid.host_leaf(7, 0)
     have = {"XSAVE": (leaf1[2] >> 27) & 1, "AVX2": (leaf7[1] >> 5) & 1, "BMI2": (leaf7[1] >> 8) & 1}
     return [name for name in have if not have[name]]
 
@@ -182,7 +189,7 @@ class SoftMachine:
     def __init__(self, name, memory, cpus):
         number: cython.int = 0
         if not _frequency:
-            _frequency.append(system.measure_tsc_hz())
+            _frequency.append(cpuid.measure_tsc_hz())
         self.name = name
         self.memory = memory
         self.cpus = []
@@ -311,7 +318,7 @@ class SoftMachine:
         self.e.cpuid_count = number
 
     def supported_cpuid(self):
-        return [CpuidEntry(*row) for row in system.supported_cpuid(_frequency[0])]
+        return [CpuidEntry(*row) for row in cpuid.supported_cpuid(_frequency[0])]
 
     def set_irq(self, gsi, level):
         raise BackendError("the CPU engine has no I/O APIC of its own")
@@ -341,7 +348,7 @@ class SoftMachine:
         if clock is not None and place >= 0:
             tsc_hz = int(e.tsc_hz)
             elapsed = time.monotonic_ns() - clock.start_ns
-            e.clock_ports[place].start = (system.host_tsc() - elapsed * tsc_hz // 1000000000) & 0xFFFFFFFFFFFFFFFF
+            e.clock_ports[place].start = (cpuid.host_tsc() - elapsed * tsc_hz // 1000000000) & 0xFFFFFFFFFFFFFFFF
             e.clock_ports[place].size = 1 if clock.halves else clock.bits // 8
             e.clock_ports[place].hz = clock.hz
             e.clock_ports[place].base = clock.base

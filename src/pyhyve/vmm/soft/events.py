@@ -14,8 +14,6 @@ from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.insn import next_rip
 from cython.cimports.pyhyve.vmm.soft.mmu import mem_write, system_read
 from cython.cimports.pyhyve.vmm.soft.segments import (
-    SWITCH_CALL,
-    SWITCH_RETURN,
     TYPE_INTERRUPT_GATE,
     TYPE_INTERRUPT_GATE16,
     TYPE_TASK_GATE,
@@ -37,10 +35,10 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
     set_real,
     set_sp,
     stack_mask,
-    task_switch,
     tss_rsp,
     write_stack,
 )
+from cython.cimports.pyhyve.vmm.soft.tasks import SWITCH_CALL, SWITCH_RETURN, task_switch
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR0_PE,
     CS,
@@ -91,7 +89,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     set_rflags,
     ud,
 )
-from cython.cimports.pyhyve.vmm.soft.system import update_mode
+from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 
 from cython.cimports.pyhyve.vmm.soft import helpers
 

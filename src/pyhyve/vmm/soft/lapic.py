@@ -38,7 +38,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     __atomic_load_n,
     gp,
 )
-from cython.cimports.pyhyve.vmm.soft.system import R_ECX, feature
+from cython.cimports.pyhyve.vmm.soft.cpuid import R_ECX, feature
 
 
 def chip(s):

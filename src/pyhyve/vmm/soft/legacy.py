@@ -29,7 +29,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     raise_fault,
     ud,
 )
-from cython.cimports.pyhyve.vmm.soft.system import peek_value, stack_adjust, stack_size
+from cython.cimports.pyhyve.vmm.soft.flags import peek_value, stack_adjust, stack_size
 
 # The stack
 

@@ -31,7 +31,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     gp,
     is_canonical,
 )
-from cython.cimports.pyhyve.vmm.soft.system import peek_value, push_value, stack_adjust, stack_size
+from cython.cimports.pyhyve.vmm.soft.flags import peek_value, push_value, stack_adjust, stack_size
 
 
 def condition_holds(s, condition):

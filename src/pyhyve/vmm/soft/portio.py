@@ -37,7 +37,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ClockPort,
     gp,
 )
-from cython.cimports.pyhyve.vmm.soft.system import exit_to
+from cython.cimports.pyhyve.vmm.soft.msr import exit_to
 
 
 def port_allowed(s, port, size):

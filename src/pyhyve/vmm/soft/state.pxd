@@ -179,6 +179,9 @@ cdef enum:
     MODE_IOPL_OK = 0x20000  # CPL <= IOPL: CLI and STI allowed
     MODE_CPL0 = 0x40000
     MODE_STEP = 0x80000  # blocks of one instruction (single step, replay); set by the engine only
+    MODE_CS_PAGES = 0x100000  # not 64-bit: a page with code lies in CS as a whole; jumps inside it need no limit check
+    MODE_FS_OPEN = 0x200000   # not 64-bit, CPL < 3: FS is writable data up to 4 GiB, from any base
+    MODE_GS_OPEN = 0x400000   # not 64-bit, CPL 3: GS is
 
     # CpuState.pending: asynchronous events, set atomically by any thread, looked at by emitted code.
     PENDING_KICK = 1

@@ -130,17 +130,23 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MMU_USER,
     MODE_AC,
     MODE_AVX,
+    MODE_CODE32,
     MODE_CODE64,
+    MODE_CS_PAGES,
     MODE_EM,
     MODE_FLAT,
+    MODE_FS_OPEN,
+    MODE_GS_OPEN,
     MODE_IOPL_OK,
     MODE_MP,
     MODE_SSE,
+    MODE_STACK32,
     MODE_STEP,
     MODE_TS,
     MODE_TSC,
     MODE_USER,
     PAGE_MASK,
+    RBP,
     RDI,
     RSI,
     RSP,
@@ -150,7 +156,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     Engine,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, SLOW_SEGMENTED, host_reg, is_spilled, off
-from cython.cimports.pyhyve.vmm.soft.system import LEAF_EXTENDED, R_EDX, feature
+from cython.cimports.pyhyve.vmm.soft.cpuid import LEAF_EXTENDED, R_EDX, feature
 
 # What the store of an instruction with several accesses writes: Context.part
 PART_OPERAND = cython.declare(uint32_t, 0)
@@ -271,6 +277,9 @@ def emit_tlb(x: cython.pointer(Context), segment: uint32_t, size: uint32_t, acce
         mov_imm32(a, T1, what | SLOW_SEGMENTED)
         call_to(a, x.c.stubs.slow)
         return
+    elif segment == FS or segment == GS:
+        load_gs(a, T1, off(x.s, cython.address(x.s.segments[segment].base)))
+        lea(a, 0, T0, T0, T1, 0, 0)
     if x.live[x.current] == 0:
         rorx(a, T1, T0, 7)
         e8(a, 0x41)  # and r11d, (TLB_SIZE - 1) << 5
@@ -317,7 +326,11 @@ def segmented(x: cython.pointer(Context), segment: uint32_t, access: uint32_t) -
         return False
     if segment == CS and access & ACCESS_WRITE:
         return True  # a code segment is never writable
-    return (x.mode & MODE_FLAT) == 0 or segment == FS or segment == GS
+    if segment == FS:
+        return (x.mode & MODE_FS_OPEN) == 0
+    if segment == GS:
+        return (x.mode & MODE_GS_OPEN) == 0
+    return (x.mode & MODE_FLAT) == 0
 
 
 @cython.cfunc
@@ -562,6 +575,9 @@ def emit_access(x: cython.pointer(Context), insn: cython.pointer(Insn), part: ui
     """The access itself, on ``[T0 + T2]``: emitted in the hot path, and for stores again in the slow path."""
     a: cython.pointer(Asm) = cython.address(x.a)
     kind: uint32_t = ops[insn.op].kind
+    if part == PART_PUSH and (x.mode & MODE_CODE64) == 0:
+        emit_narrow_slot(x, insn)
+        return
     if part == PART_PUSH:
         if kind == K_PUSH:
             op_mem(a, 1, 0x89, source(x, insn.rm, T1), T0, T2, 0)
@@ -641,6 +657,12 @@ def emit_string(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cytho
     count: uint32_t = 0
     i: uint32_t
     done: cython.pointer(uint8_t)
+    if insn.addrsize == 4:
+        mov32(a, RDI, RDI)
+        if copies:
+            mov32(a, RSI, RSI)
+        if insn.rep:
+            mov32(a, HRCX, HRCX)
     if live:
         e8(a, 0x9C)  # pushfq
     e8(a, 0x65)  # cmp byte [gs:df], 0
@@ -678,6 +700,10 @@ def emit_string(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cytho
         rex(a, 1, T2, 0, RSI)  # sub rsi, r14
         e8(a, 0x29)
         e8(a, 0xC0 | ((T2 & 7) << 3) | RSI)
+    if insn.addrsize == 4:
+        mov32(a, RDI, RDI)
+        if copies:
+            mov32(a, RSI, RSI)
     if live:
         e8(a, 0x9D)  # popfq
     done = short_fwd(a, 0xEB)
@@ -944,6 +970,367 @@ def emit_raise(x: cython.pointer(Context), insn: cython.pointer(Insn), vector: u
     jmp_to(a, x.c.stubs.exit_raise)
 
 
+# --- stack instructions and near jumps of 16- and 32-bit code ---------------------------------------------------------
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_near_kind(kind: uint32_t) -> cython.bint:
+    return (
+        kind == K_PUSH or kind == K_POP or kind == K_PUSH_IMM or kind == K_PUSH_MEM or kind == K_POP_MEM or kind == K_RET
+        or kind == K_LEAVE or kind == K_LOOP or kind == K_JCXZ or kind == K_CALL or kind == K_JMP or kind == K_CALL_IND
+        or kind == K_JMP_IND or kind == K_JCC
+    )  # fmt: skip
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def is_narrow(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.bint:
+    """Does ``emit_narrow`` have this stack instruction or jump?
+
+    Jumps only where code pages lie in CS as a whole: then neither the limit nor the end of a 16-bit segment matters
+    inside the page. What leaves a 16-bit segment by a 32-bit jump is found at run time and goes to the helper.
+    """
+    kind: uint32_t = ops[insn.op].kind
+    if kind == K_PUSH or kind == K_PUSH_IMM or kind == K_PUSH_MEM or kind == K_LEAVE:
+        return True
+    if kind == K_POP:
+        return insn.rm != RSP
+    if (x.mode & MODE_CS_PAGES) == 0:
+        return False
+    if x.mode & MODE_CODE32:
+        return insn.opsize == 4
+    return insn.opsize == 2 or kind != K_LOOP  # which cannot be done twice
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def mov32(a: cython.pointer(Asm), dst: uint32_t, src: uint32_t) -> cython.void:
+    """Zero-extends."""
+    rex(a, 0, src, 0, dst)
+    e8(a, 0x89)
+    e8(a, 0xC0 | ((src & 7) << 3) | (dst & 7))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def mov16(a: cython.pointer(Asm), dst: uint32_t, src: uint32_t) -> cython.void:
+    """The lower 16 bits; the rest of ``dst`` stays."""
+    e8(a, 0x66)
+    mov32(a, dst, src)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def movzx16(a: cython.pointer(Asm), dst: uint32_t, src: uint32_t) -> cython.void:
+    rex(a, 0, dst, 0, src)
+    e8(a, 0x0F)
+    e8(a, 0xB7)
+    e8(a, 0xC0 | ((dst & 7) << 3) | (src & 7))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def load_word(a: cython.pointer(Asm), reg: uint32_t, size: uint32_t) -> cython.void:
+    """``[T0 + T2]``, of 2 or 4 bytes, zero-extended."""
+    if size == 4:
+        op_mem(a, 0, 0x8B, reg, T0, T2, 0)
+        return
+    rex(a, 0, reg, T2, T0)
+    e8(a, 0x0F)
+    e8(a, 0xB7)
+    modrm_mem(a, reg, T0, T2, 0, 0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def stack_slot(x: cython.pointer(Context), base: uint32_t, delta: int64_t) -> cython.void:
+    """The stack address in host register ``base``, plus ``delta``, to T0, as wide as SS has it."""
+    lea(cython.address(x.a), 0, T0, base, NO_REG, 0, delta)
+    if (x.mode & MODE_STACK32) == 0:
+        movzx16(cython.address(x.a), T0, T0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def set_stack(x: cython.pointer(Context), base: uint32_t, delta: int64_t) -> cython.void:
+    """The stack pointer becomes host register ``base`` plus ``delta``. Uses T2."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    if x.mode & MODE_STACK32:
+        lea(a, 0, GSP, base, NO_REG, 0, delta)
+        return
+    lea(a, 0, T2, base, NO_REG, 0, delta)
+    mov16(a, GSP, T2)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_narrow_push(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    size: uint32_t = insn.opsize
+    stack_slot(x, GSP, -cython.cast(int64_t, size))
+    x.part = PART_PUSH
+    emit_tlb(x, SS, size, ACCESS_WRITE)
+    emit_access(x, insn, PART_PUSH)
+    finish_access(x, SS, ACCESS_WRITE)
+    set_stack(x, GSP, -cython.cast(int64_t, size))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_narrow_slot(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    """The store of a push to ``[T0 + T2]``."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    kind: uint32_t = ops[insn.op].kind
+    if kind != K_PUSH and kind != K_PUSH_IMM:
+        load_gs(a, T1, off(x.s, cython.address(x.s.scratch[2])))
+    if insn.opsize == 2:
+        e8(a, 0x66)
+    if kind == K_PUSH:
+        op_mem(a, 0, 0x89, host_reg(insn.rm), T0, T2, 0)
+    elif kind == K_PUSH_IMM:
+        op_mem(a, 0, 0xC7, 0, T0, T2, 0)
+        if insn.opsize == 2:
+            e16(a, cython.cast(uint32_t, insn.imm))
+        else:
+            e32(a, insn.imm)
+    else:
+        op_mem(a, 0, 0x89, T1, T0, T2, 0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def offset_in_code(x: cython.pointer(Context), target: int64_t) -> cython.void:
+    """The offset in CS of page offset ``target`` to T0, neither cut to 32 bits nor to 16. Uses T1."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    load_gs(a, T0, off(x.s, cython.address(x.s.page_va)))
+    if (x.mode & MODE_FLAT) == 0:
+        load_gs(a, T1, off(x.s, cython.address(x.s.segments[CS].base)))
+        invert(a, T1)
+        lea(a, 1, T0, T0, T1, 0, 1)
+    lea(a, 1, T0, T0, NO_REG, 0, target)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def invert(a: cython.pointer(Asm), reg: uint32_t) -> cython.void:
+    """NOT, which leaves flags alone."""
+    rex(a, 1, 0, 0, reg)
+    e8(a, 0xF7)
+    e8(a, 0xD0 | (reg & 7))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def within_64k(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    """Leave a 32-bit jump of 16-bit code to the helper if the offset in T0 has more than 16 bits."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    fits: cython.pointer(uint8_t)
+    if x.mode & MODE_CODE32 or insn.opsize != 4:
+        return
+    movzx16(a, T1, T0)
+    invert(a, T1)
+    lea(a, 1, T1, T1, T0, 0, 1)
+    xchg(a, HRCX, T1)
+    fits = short_fwd(a, 0xE3)
+    mov(a, HRCX, T1)
+    emit_helper(x, insn)
+    land_short(a, fits)
+    mov(a, HRCX, T1)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def jump_in_code(x: cython.pointer(Context)) -> cython.void:
+    """Go to the offset in CS that is in T0."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    if (x.mode & MODE_FLAT) == 0:
+        load_gs(a, T1, off(x.s, cython.address(x.s.segments[CS].base)))
+        lea(a, 0, T0, T0, T1, 0, 0)
+    emit_far_jump(x)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def stays_near(x: cython.pointer(Context), target: int64_t) -> cython.bint:
+    """Is page offset ``target`` surely where the jump goes to, without a segment's end in between?"""
+    return 0 <= target <= 4095 or (x.mode & MODE_CODE32) != 0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def narrow_jump(x: cython.pointer(Context), insn: cython.pointer(Insn), target: int64_t) -> cython.void:
+    if stays_near(x, target):
+        emit_jump(x, insn, target)
+        return
+    offset_in_code(x, target)
+    if insn.opsize == 2:
+        movzx16(cython.address(x.a), T0, T0)
+    within_64k(x, insn)
+    jump_in_code(x)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def narrow_branch(x: cython.pointer(Context), insn: cython.pointer(Insn), condition: uint32_t,
+                  target: int64_t) -> cython.void:
+    a: cython.pointer(Asm) = cython.address(x.a)
+    skip: cython.pointer(uint8_t)
+    if stays_near(x, target):
+        emit_branch(x, insn, condition, target)
+        return
+    skip = jcc_fwd(a, condition ^ 1)
+    narrow_jump(x, insn, target)
+    land(a, skip)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def narrow_call(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    """Push the offset of the next instruction."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    offset_in_code(x, insn.page_offset + insn.length)
+    if (x.mode & MODE_CODE32) == 0:
+        movzx16(a, T0, T0)
+    store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+    emit_narrow_push(x, insn)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def narrow_operand(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    """The operand of an indirect jump or of PUSH to T0, zero-extended."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    if insn.has_mem:
+        emit_address(x, insn)
+        emit_tlb(x, insn.segment, insn.opsize, ACCESS_READ)
+        load_word(a, T0, insn.opsize)
+    elif insn.opsize == 2:
+        movzx16(a, T0, host_reg(insn.rm))
+    else:
+        mov32(a, T0, host_reg(insn.rm))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def narrow_count(x: cython.pointer(Context), insn: cython.pointer(Insn), target: int64_t) -> cython.void:
+    """LOOP and JCXZ."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    loops: cython.bint = ops[insn.op].kind == K_LOOP
+    wide: cython.bint = insn.addrsize == 4
+    zero: cython.pointer(uint8_t)
+    end: cython.pointer(uint8_t)
+    if loops:
+        lea(a, 0, T1, HRCX, NO_REG, 0, -1)
+        if wide:
+            mov32(a, HRCX, T1)
+        else:
+            mov16(a, HRCX, T1)
+    if wide:
+        mov32(a, T1, HRCX)
+    else:
+        movzx16(a, T1, HRCX)
+    xchg(a, HRCX, T1)
+    zero = short_fwd(a, 0xE3)
+    mov(a, HRCX, T1)
+    if loops:
+        if insn.opcode == 0xE2:
+            narrow_jump(x, insn, target)
+        else:
+            narrow_branch(x, insn, 5 if insn.opcode == 0xE0 else 4, target)
+            end = jmp_fwd(a)
+            land_short(a, zero)
+            mov(a, HRCX, T1)
+            land(a, end)
+            return
+        land_short(a, zero)
+        mov(a, HRCX, T1)
+        return
+    end = jmp_fwd(a)
+    land_short(a, zero)
+    mov(a, HRCX, T1)
+    narrow_jump(x, insn, target)
+    land(a, end)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_narrow(x: cython.pointer(Context), insn: cython.pointer(Insn), target: int64_t) -> cython.void:
+    """A stack instruction or near jump of 16- or 32-bit code for which ``is_narrow`` holds."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    kind: uint32_t = ops[insn.op].kind
+    size: uint32_t = insn.opsize
+    if kind == K_PUSH or kind == K_PUSH_IMM:
+        emit_narrow_push(x, insn)
+    elif kind == K_PUSH_MEM:
+        narrow_operand(x, insn)
+        store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+        emit_narrow_push(x, insn)
+    elif kind == K_POP:
+        stack_slot(x, GSP, 0)
+        emit_tlb(x, SS, size, ACCESS_READ)
+        if size == 2:
+            e8(a, 0x66)
+        op_mem(a, 0, 0x8B, host_reg(insn.rm), T0, T2, 0)
+        set_stack(x, GSP, size)
+    elif kind == K_LEAVE:
+        stack_slot(x, RBP, 0)
+        emit_tlb(x, SS, size, ACCESS_READ)
+        load_word(a, T1, size)
+        set_stack(x, RBP, size)
+        if size == 2:
+            mov16(a, RBP, T1)
+        else:
+            mov32(a, RBP, T1)
+    elif kind == K_JCC:
+        narrow_branch(x, insn, insn.opcode & 15, target)
+    elif kind == K_JMP:
+        narrow_jump(x, insn, target)
+    elif kind == K_LOOP or kind == K_JCXZ:
+        narrow_count(x, insn, target)
+    elif kind == K_CALL:
+        if not stays_near(x, target):
+            offset_in_code(x, target)
+            within_64k(x, insn)
+        narrow_call(x, insn)
+        narrow_jump(x, insn, target)
+    elif kind == K_RET:
+        stack_slot(x, GSP, 0)
+        emit_tlb(x, SS, size, ACCESS_READ)
+        load_word(a, T0, size)
+        within_64k(x, insn)
+        set_stack(x, GSP, size + cython.cast(int64_t, insn.imm & 0xFFFF if insn.opcode == 0xC2 else 0))
+        jump_in_code(x)
+    else:  # indirect
+        narrow_operand(x, insn)
+        within_64k(x, insn)
+        if kind == K_CALL_IND:
+            store_gs(a, T0, off(x.s, cython.address(x.s.scratch[3])))
+            narrow_call(x, insn)
+            load_gs(a, T0, off(x.s, cython.address(x.s.scratch[3])))
+        jump_in_code(x)
+
+
 # --- one instruction --------------------------------------------------------------------------------------------------
 
 
@@ -985,9 +1372,11 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
     if kind == K_CLI or kind == K_STI:
         return (x.mode & MODE_IOPL_OK) == 0 or (kind == K_STI and (x.mode & MODE_STEP) != 0)
     if kind == K_STOS or kind == K_MOVS:
-        return (x.mode & (MODE_CODE64 | MODE_STEP)) != MODE_CODE64 or insn.addrsize != 8 or (
-            kind == K_MOVS and insn.segment_override != NO_REG and insn.segment_override >= FS
-        )
+        if x.mode & MODE_STEP or insn.addrsize != (8 if x.mode & MODE_CODE64 else 4):
+            return True
+        if kind == K_MOVS and insn.segment_override != NO_REG and insn.segment_override >= FS:
+            return True
+        return (x.mode & MODE_FLAT) == 0
     if kind == K_RDTSC:
         return (x.mode & MODE_TSC) == 0 or (is_rdtscp(insn) and not feature(x.s.engine, LEAF_EXTENDED + 1, R_EDX, 27))
     if x.mode & MODE_CODE64:
@@ -1000,11 +1389,9 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
         if kind == K_LEAVE:
             return insn.opsize != 8
         return False
-    return (
-        kind == K_PUSH or kind == K_POP or kind == K_PUSH_IMM or kind == K_PUSH_MEM or kind == K_POP_MEM or kind == K_RET
-        or kind == K_LEAVE or kind == K_XLAT or kind == K_LOOP or kind == K_JCXZ or kind == K_CALL or kind == K_JMP
-        or kind == K_CALL_IND or kind == K_JMP_IND or kind == K_JCC
-    )  # fmt: skip
+    if is_near_kind(kind):
+        return kind == K_POP_MEM or not is_narrow(x, insn)
+    return kind == K_XLAT
 
 
 @cython.cfunc
@@ -1043,6 +1430,8 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         emit_raise(x, insn, trap)
     elif goes_to_helper(x, insn):
         emit_helper(x, insn)
+    elif is_near_kind(kind) and (x.mode & MODE_CODE64) == 0:
+        emit_narrow(x, insn, target)
     elif kind == K_RDTSC:
         e8(a, 0x0F)
         if is_rdtscp(insn):
