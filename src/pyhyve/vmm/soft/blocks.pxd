@@ -30,6 +30,7 @@ cdef struct Link:
     # A jump inside a page that leads to another block, or to its own cold exit
     uint64_t site            # executable address of its rel32, which lies in one aligned quadword
     uint64_t cold            # where it leads while the target is not translated
+    uint32_t checked         # it comes in where events are looked at
     Link *next               # of those that lead to the same block
 
 
@@ -81,6 +82,7 @@ cdef struct Stubs:
     uint64_t finish          # after a store
     uint64_t host_fault
     uint64_t jump[8]         # T0 = linear target; jump cache of each mode slot
+    uint64_t missed[8]       # the same for a return that was not foreseen
 
 
 cdef struct CodeCache:

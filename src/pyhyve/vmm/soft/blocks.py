@@ -311,7 +311,7 @@ def link_to(c, link, block):
     """Let a jump inside a page lead straight to ``block`` from now on."""
     link.next = block.links
     block.links = link
-    patch_rel32(c, link.site, block.chained)
+    patch_rel32(c, link.site, block.check if link.checked else block.chained)
 
 
 def retire(c, b):

@@ -61,6 +61,7 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
     tlb_fill,
 )
 from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.stack import in_guard, use_signal_stack
 from cython.cimports.pyhyve.vmm.soft.state import (
     CS,
     DONE,
@@ -170,6 +171,9 @@ def on_host_fault(signum, info, context):
     for i in range(REGIONS):
         if region_start[i] and region_start[i] <= pc < region_end[i]:
             s = native.current()
+            if signum == SIGSEGV and in_guard(s, cython.cast(uint64_t, info.si_addr)):
+                uc.uc_mcontext.gregs[15] = cython.cast(cython.longlong, s.stack_base)  # REG_RSP: too many calls
+                return
             s.fault_signal = signum
             s.fault_trap = cython.cast(uint32_t, uc.uc_mcontext.gregs[20])  # REG_TRAPNO: the exception's vector
             s.fault_pc = pc
@@ -190,7 +194,7 @@ def install_signals():
     signals[2] = SIGFPE
     signals[3] = SIGSEGV
     action.sa_sigaction = on_host_fault
-    action.sa_flags = 4 | 0x40000000  # SA_SIGINFO, SA_NODEFER
+    action.sa_flags = 4 | 0x40000000 | 0x08000000  # SA_SIGINFO, SA_NODEFER, SA_ONSTACK
     sigemptyset(cython.address(action.sa_mask))
     for i in range(4):
         sigaction(signals[i], cython.address(action), cython.address(old_actions[signals[i]]))
@@ -839,6 +843,7 @@ def cpu_run(s):
             return
     if not fsgsbase_allowed():
         syscall(158, 0x1001, s)  # arch_prctl(ARCH_SET_GS)
+    use_signal_stack()
     s.count_exits += 1
     start = native.rdtsc()
     start_running(s)

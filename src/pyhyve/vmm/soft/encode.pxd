@@ -19,6 +19,7 @@ cdef enum:
     CC_Z = 4
     CC_NZ = 5
     CC_ALWAYS = 16
+    CC_CALL = 17
 
 
 cdef struct Asm:
@@ -226,6 +227,12 @@ cdef inline uint8_t *jcc_fwd(Asm *a, uint32_t condition) noexcept nogil:
 
 cdef inline uint8_t *jmp_fwd(Asm *a) noexcept nogil:
     e8(a, 0xE9)
+    e32(a, 0)
+    return a.p - 4
+
+
+cdef inline uint8_t *call_fwd(Asm *a) noexcept nogil:
+    e8(a, 0xE8)
     e32(a, 0)
     return a.p - 4
 

@@ -46,6 +46,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     wake,
 )
 from cython.cimports.pyhyve.vmm.soft.mmu import ram_host, tlb_flush, tlb_init, walk
+from cython.cimports.pyhyve.vmm.soft.stack import stack_create, stack_destroy
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     CS,
@@ -219,6 +220,7 @@ class SoftMachine:
             for i in range(self.e.cpu_count):
                 if self.e.cpus[i] != cython.NULL:
                     lapic_destroy(self.e.cpus[i])
+                    stack_destroy(self.e.cpus[i])
                     free(self.e.cpus[i])
             free(self.e)
 
@@ -503,6 +505,9 @@ class SoftCpu:
                        cython.cast(uint64_t, cython.cast(cython.p_void, slow_finish)), fsgsbase_allowed())
             if not watch_region(c.rx + c.start, c.rx + c.size, c.stubs.host_fault):
                 raise BackendError("too many virtual machines on the CPU engine in one process")
+        c = cython.cast(cython.pointer(CodeCache), machine.e.code)
+        if stack_create(s, c.stubs.exit_lookup) < 0:
+            raise BackendError("no memory for a vCPU")
         if lapic_create(s) < 0:
             raise BackendError("no memory for a local APIC")
         machine.e.cpus[index] = s

@@ -349,7 +349,10 @@ cdef struct CpuState:
     uint64_t exit_target             # linear rip to go on at, or the page offset of an unresolved chain
     uint64_t exit_link               # Link * of an unresolved chain
     uint64_t exit_insn               # Insn * of a helper exit
-    uint64_t host_sp
+    uint64_t host_sp                 # the thread's own stack
+    uint64_t stack_memory            # the one of emitted code (stack.py), its bottom frame, and where it was in a slow path
+    uint64_t stack_base
+    uint64_t stack_at
     uint64_t host_pc                 # return address in emitted code of the slow path that runs; 0 outside
     uint32_t slow_status             # what the slow path came to: DONE, FAULT, LEAVE, CODE_WRITE
     uint32_t fault_signal            # a synchronous host signal in emitted code, the exception behind it, its place

@@ -137,6 +137,19 @@ def _jump_gs(a: cython.pointer(Asm), index: uint32_t, offset: uint64_t) -> cytho
     e32(a, offset)
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _call_c(a: cython.pointer(Asm), s: cython.pointer(CpuState), function: uint64_t) -> cython.void:
+    """Call a C function on the thread's own stack."""
+    store_gs(a, 4, off(s, cython.address(s.stack_at)))
+    load_gs(a, 4, off(s, cython.address(s.host_sp)))
+    mov_imm64(a, 0, function)
+    e8(a, 0xFF)  # call rax
+    e8(a, 0xD0)
+    load_gs(a, 4, off(s, cython.address(s.stack_at)))
+
+
 def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
@@ -179,11 +192,15 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
         if not is_spilled(r) and r != RSP:
             load_gs(a, r, off(s, cython.address(s.gpr[r])))
     load_gs(a, GSP, off(s, cython.address(s.gpr[RSP])))
+    load_gs(a, 4, off(s, cython.address(s.stack_base)))
     e8(a, 0x41)  # jmp r14
     e8(a, 0xFF)
     e8(a, 0xE6)
 
+    c.stubs.host_fault = here(a)
+    mov_imm32(a, T1, X_HOST_FAULT)
     common = here(a)  # T1 is the reason
+    load_gs(a, 4, off(s, cython.address(s.host_sp)))
     for r in range(10):
         if r != 3 and r != 4 and r != 5:
             store_gs(a, r, off(s, cython.address(s.gpr[r])))
@@ -217,10 +234,6 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     store_gs(a, T1, off(s, cython.address(s.exit_insn)))
     mov_imm32(a, T1, X_RAISE)
     jmp_to(a, common)
-    c.stubs.host_fault = here(a)
-    mov_imm32(a, T1, X_HOST_FAULT)
-    load_gs(a, 4, off(s, cython.address(s.host_sp)))
-    jmp_to(a, common)
 
     # T0 address, T1 what -> T2 what to add to T0 (which a segment's base may have moved)
     c.stubs.slow = here(a)
@@ -233,11 +246,7 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     e8(a, 0x8B)
     e8(a, 0x0C)
     e8(a, 0x24)
-    lea(a, 1, 4, 4, 0xFF, 0, -8)
-    mov_imm64(a, 0, slow_access)
-    e8(a, 0xFF)  # call rax
-    e8(a, 0xD0)
-    lea(a, 1, 4, 4, 0xFF, 0, 8)
+    _call_c(a, s, slow_access)
     mov(a, T2, 0)
     cmp_gs32_zero(a, off(s, cython.address(s.slow_status)))
     fail = jcc_fwd(a, 5)
@@ -262,11 +271,7 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     mov(a, HRCX, T1)
     _store_caller_saved(a, s)
     load_gs(a, 7, off(s, cython.address(s.self)))
-    lea(a, 1, 4, 4, 0xFF, 0, -8)
-    mov_imm64(a, 0, slow_finish)
-    e8(a, 0xFF)
-    e8(a, 0xD0)
-    lea(a, 1, 4, 4, 0xFF, 0, 8)
+    _call_c(a, s, slow_finish)
     _load_caller_saved(a, s)
     e8(a, 0xC3)
 
@@ -291,5 +296,9 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
         land_short(a, hit)
         mov(a, HRCX, T2)
         _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][0].code)))
+    for i in range(MODE_SLOTS):
+        c.stubs.missed[i] = here(a)
+        load_gs(a, 4, off(s, cython.address(s.stack_base)))
+        jmp_to(a, c.stubs.jump[i])
     c.start = (cython.cast(uint64_t, asm.p) - cython.cast(uint64_t, c.rw) + 63) & ~cython.cast(uint64_t, 63)
     c.used = c.start

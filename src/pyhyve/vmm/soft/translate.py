@@ -76,6 +76,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
 from cython.cimports.pyhyve.vmm.soft.encode import (
     CC_AE,
     CC_ALWAYS,
+    CC_CALL,
     CC_NZ,
     GSP,
     HRCX,
@@ -84,6 +85,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T2,
     Asm,
     align_patch,
+    call_fwd,
     call_to,
     cmp_gs32_zero,
     e8,
@@ -571,6 +573,15 @@ def emit_bit_address(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def emit_return_address(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    """Where a call comes back to, to T1."""
+    load_gs(cython.address(x.a), T1, off(x.s, cython.address(x.s.page_va)))
+    lea(cython.address(x.a), 1, T1, T1, NO_REG, 0, insn.page_offset + insn.length)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def emit_access(x: cython.pointer(Context), insn: cython.pointer(Insn), part: uint32_t) -> cython.void:
     """The access itself, on ``[T0 + T2]``: emitted in the hot path, and for stores again in the slow path."""
     a: cython.pointer(Asm) = cython.address(x.a)
@@ -587,9 +598,8 @@ def emit_access(x: cython.pointer(Context), insn: cython.pointer(Insn), part: ui
         elif kind == K_PUSH_MEM:
             load_gs(a, T1, off(x.s, cython.address(x.s.scratch[2])))
             op_mem(a, 1, 0x89, T1, T0, T2, 0)
-        else:  # the return address of a call
-            load_gs(a, T1, off(x.s, cython.address(x.s.page_va)))
-            lea(a, 1, T1, T1, NO_REG, 0, insn.page_offset + insn.length)
+        else:
+            emit_return_address(x, insn)
             op_mem(a, 1, 0x89, T1, T0, T2, 0)
         return
     if kind == K_BT:
@@ -872,10 +882,18 @@ def emit_jump(x: cython.pointer(Context), insn: cython.pointer(Insn), target: in
     """Go to page offset ``target``, which may lie in another page."""
     a: cython.pointer(Asm) = cython.address(x.a)
     if 0 <= target <= 4095 and (x.mode & MODE_STEP) == 0:
-        if target <= cython.cast(int64_t, insn.page_offset):
-            emit_event_check(x, cython.cast(uint32_t, target), target_live(x, target))
-        emit_chain(x, CC_ALWAYS, target)
+        emit_chain(x, CC_ALWAYS, target, target <= cython.cast(int64_t, insn.page_offset))
         return
+    emit_far_target(x, target)
+    emit_far_jump(x)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_far_target(x: cython.pointer(Context), target: int64_t) -> cython.void:
+    """The linear address of page offset ``target`` to T0."""
+    a: cython.pointer(Asm) = cython.address(x.a)
     load_gs(a, T0, off(x.s, cython.address(x.s.page_va)))
     if target == cython.cast(int32_t, target):
         lea(a, 1, T0, T0, NO_REG, 0, target)
@@ -886,7 +904,71 @@ def emit_jump(x: cython.pointer(Context), insn: cython.pointer(Insn), target: in
         rex(a, 0, T0, 0, T0)  # mov r10d, r10d
         e8(a, 0x89)
         e8(a, 0xC0 | ((T0 & 7) << 3) | (T0 & 7))
-    emit_far_jump(x)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_call(x: cython.pointer(Context), insn: cython.pointer(Insn), direct: cython.bint, target: int64_t) -> cython.void:
+    """Behind the push of a call's return address, which is in T1 still: go to ``target``, or else to the address in T0.
+
+    The host's own call does that, so that its return can come back here (``stack``).
+    """
+    a: cython.pointer(Asm) = cython.address(x.a)
+    back: uint32_t = insn.page_offset + insn.length
+    e8(a, 0x41)  # push r11
+    e8(a, 0x53)
+    if direct and 0 <= target <= 4095:
+        emit_chain(x, CC_CALL, target, True)
+    else:
+        if direct:
+            emit_far_target(x, target)
+        call_to(a, x.c.stubs.jump[x.slot])
+    # T0 is the return address here
+    lea(a, 1, 4, 4, NO_REG, 0, 8)
+    lea(a, 1, T1, T0, NO_REG, 0, -cython.cast(int64_t, back))
+    store_gs(a, T1, off(x.s, cython.address(x.s.page_va)))
+    emit_chain(x, CC_ALWAYS, back, False)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def comes_back(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.bint:
+    """May a call use the host's? Not where the instruction behind it may lie in two pages: jumps to that are not chained."""
+    return (
+        (x.mode & (MODE_CODE64 | MODE_STEP)) == MODE_CODE64
+        and x.block.gpa2 == NO_PAGE
+        and insn.page_offset + insn.length <= 4096 - 15
+    )
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_return(x: cython.pointer(Context)) -> cython.void:
+    """Return to the linear address in T0."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    hit: cython.pointer(uint8_t)
+    if (x.mode & (MODE_CODE64 | MODE_STEP)) != MODE_CODE64:
+        emit_far_jump(x)
+        return
+    mov(a, T2, HRCX)
+    e8(a, 0x48)  # mov rcx, [rsp + 8]
+    e8(a, 0x8B)
+    e8(a, 0x4C)
+    e8(a, 0x24)
+    e8(a, 8)
+    e8(a, 0x48)  # not rcx
+    e8(a, 0xF7)
+    e8(a, 0xD1)
+    lea(a, 1, HRCX, HRCX, T0, 0, 1)
+    hit = short_fwd(a, 0xE3)
+    mov(a, HRCX, T2)
+    jmp_to(a, x.c.stubs.missed[x.slot])
+    land_short(a, hit)
+    mov(a, HRCX, T2)
+    e8(a, 0xC3)
 
 
 @cython.cfunc
@@ -903,8 +985,11 @@ def emit_far_jump(x: cython.pointer(Context)) -> cython.void:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def emit_chain(x: cython.pointer(Context), condition: uint32_t, target: int64_t) -> cython.void:
-    """Go to page offset ``target`` of this page if ``condition`` holds: at once, or when it is translated."""
+def emit_chain(x: cython.pointer(Context), condition: uint32_t, target: int64_t, checked: cython.bint) -> cython.void:
+    """Go to page offset ``target`` of this page if ``condition`` holds: at once, or when it is translated.
+
+    ``checked``: look for events first. Whatever could go on for ever must do so.
+    """
     a: cython.pointer(Asm) = cython.address(x.a)
     b: cython.pointer(Block) = cython.NULL
     gpa: uint64_t = x.page_gpa + cython.cast(uint64_t, target)
@@ -914,11 +999,15 @@ def emit_chain(x: cython.pointer(Context), condition: uint32_t, target: int64_t)
     if condition == CC_ALWAYS:
         align_patch(a, 1, 4)
         rel32 = jmp_fwd(a)
+    elif condition == CC_CALL:
+        align_patch(a, 1, 4)
+        rel32 = call_fwd(a)
     else:
         align_patch(a, 2, 4)
         rel32 = jcc_fwd(a, condition)
     link.site = cython.cast(uint64_t, cython.cast(int64_t, rel32) + a.delta)
     link.next = cython.NULL
+    link.checked = checked
     add_cold(x, COLD_CHAIN, rel32, cython.cast(uint32_t, target), 0)
     x.cold[x.colds - 1].back = cython.cast(uint64_t, link)
     if gpa == x.block.gpa and x.block.gpa2 == NO_PAGE:
@@ -938,8 +1027,8 @@ def emit_branch(x: cython.pointer(Context), insn: cython.pointer(Insn), conditio
     """Go to page offset ``target`` if ``condition`` (0-15) holds, else on."""
     a: cython.pointer(Asm) = cython.address(x.a)
     skip: cython.pointer(uint8_t)
-    if cython.cast(int64_t, insn.page_offset) < target <= 4095 and (x.mode & MODE_STEP) == 0:
-        emit_chain(x, condition, target)
+    if 0 <= target <= 4095 and (x.mode & MODE_STEP) == 0:
+        emit_chain(x, condition, target, target <= cython.cast(int64_t, insn.page_offset))
         return
     skip = jcc_fwd(a, condition ^ 1)
     emit_jump(x, insn, target)
@@ -1539,12 +1628,15 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         land(a, skip2)
     elif kind == K_CALL:
         emit_push(x, insn)
-        emit_jump(x, insn, target)
+        if comes_back(x, insn):
+            emit_call(x, insn, True, target)
+        else:
+            emit_jump(x, insn, target)
     elif kind == K_RET:
         emit_stack_load(x, GSP)
         op_mem(a, 1, 0x8B, T0, T0, T2, 0)
         lea(a, 1, GSP, GSP, NO_REG, 0, 8 + cython.cast(int64_t, insn.imm & 0xFFFF if insn.opcode == 0xC2 else 0))
-        emit_far_jump(x)
+        emit_return(x)
     elif kind == K_CALL_IND or kind == K_JMP_IND:
         if insn.has_mem:
             emit_address(x, insn)
@@ -1558,6 +1650,9 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
             store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
             emit_push(x, insn)
             load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+            if comes_back(x, insn):
+                emit_call(x, insn, False, 0)
+                return
         emit_far_jump(x)
 
 
@@ -1592,6 +1687,8 @@ def emit_cold(x: cython.pointer(Context), cold: cython.pointer(Cold)) -> cython.
         if cold.kind == COLD_STORE:
             emit_access(x, insn, cold.part)
             call_to(a, x.c.stubs.finish)
+            if cold.part == PART_PUSH and (ops[insn.op].kind == K_CALL or ops[insn.op].kind == K_CALL_IND):
+                emit_return_address(x, insn)
         jmp_to(a, cold.back)
     elif cold.kind == COLD_CHAIN:
         mov_imm32(a, T0, cold.what)
@@ -1746,7 +1843,7 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
                 lea(a, 1, T0, T0, NO_REG, 0, next_offset)
                 emit_far_jump(x)
             else:
-                emit_chain(x, CC_ALWAYS, next_offset)
+                emit_chain(x, CC_ALWAYS, next_offset, False)
         else:
             emit_jump(x, last, next_offset)
     for i in range(x.colds):
