@@ -34,7 +34,9 @@ _EVENT_STOP = 128
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$")
-_SHOWN = "entries lookups chained blocks helpers tlb-misses tlb-flushes exceptions interrupts exits translate-ns run-ns".split()
+_SHOWN = (
+    "entries lookups chained blocks helpers tlb-misses tlb-flushes exceptions interrupts exits translate-ns run-ns"
+).split()
 
 
 class Sampler:

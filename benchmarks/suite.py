@@ -1,7 +1,7 @@
 """The workloads of ``table``: what runs, in which group, and what each group's ratio may be.
 
-Most are C programs (``workloads/*.c``), built static with ``gcc -O2``; each prints a checksum that depends on nothing but
-how much it does. The others are Debian's own programs on files that are made here. What runs in the guest runs natively
+Most are C programs (``workloads/*.c``), built static with ``gcc -O2``; each prints a checksum that depends on nothing
+but how much it does. The others are Debian's own programs on files that are made here. What runs in the guest runs natively
 on the host too: the same files, the same command.
 """
 

@@ -86,12 +86,23 @@ def run_table(context: Context) -> Iterator[Result | str]:
                     yield result
     ratios = [line.ratio for line in lines if line.ratio is not None]
     if ratios:
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        mean = _mean(ratios)
         verdict = "kept" if mean <= ALL_LINES else "NOT KEPT"
         yield f"geometric mean of {len(ratios)} ratios: {mean:.3f}  [at most {ALL_LINES}: {verdict}]"
+        for group in GROUPS.values():
+            own = [line.ratio for line in lines if line.group == group.name and line.ratio is not None]
+            if own:
+                mean = _mean(own)
+                verdict = "kept" if mean <= group.limit else "NOT KEPT"
+                yield f"    {group.name:<9} mean of {len(own)}: {mean:.2f}  [at most {group.limit:g}: {verdict}]"
         late = [line for line in lines if line.ratio is not None and line.ratio > GROUPS[line.group].limit]
         for line in sorted(late, key=lambda line: -(line.ratio or 0) / GROUPS[line.group].limit):
             yield f"    not kept: {line.group} {line.name}, {line.ratio:.2f} of {GROUPS[line.group].limit:g}"
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    """The geometric mean."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 def start_line(context: Context) -> Line:

@@ -29,7 +29,8 @@ def main(rounds: int) -> None:
         text = json.dumps([(a.number, a.total) for a in ordered])
         found = sum(map(int, re.findall(r"\[(\d+),", text)))
         primes = [n for n in range(2, 2000) if all(n % d for d in range(2, int(n**0.5) + 1))]
-        checksum = (checksum * 31 + found + len(json.loads(text)) + sum(primes) + len(counts) + ordered[0].total) % 2**61
+        parts = (found, len(json.loads(text)), sum(primes), len(counts), ordered[0].total)
+        checksum = (checksum * 31 + sum(parts)) % 2**61
         checksum += sum(x * 0.5 for x in range(10000)) > 0
     print(checksum)
 

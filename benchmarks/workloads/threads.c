@@ -49,10 +49,13 @@ static void *shared(void *unused)
     (void)unused;
     for (;;) {
         uint64_t piece = atomic_fetch_add(&counter, 1), seed = piece + 1, sum = 0;
+        uint32_t counts[256] = {0};
         if (piece >= amount)
             return 0;
         for (int i = 0; i < 2000; i++)
-            sum += next_random(&seed) >> 33;
+            counts[next_random(&seed) >> 56]++;
+        for (int i = 0; i < 256; i++)
+            sum = mix(sum, counts[i]);
         pthread_mutex_lock(&mutex);
         guarded += sum;
         pthread_mutex_unlock(&mutex);

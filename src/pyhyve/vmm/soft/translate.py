@@ -1899,6 +1899,8 @@ def find_live_flags(x: cython.pointer(Context)) -> cython.void:
             live = target_live(x, target)
         elif kind == K_JCC or kind == K_LOOP or kind == K_JCXZ:
             live |= target_live(x, target)
+        elif kind == K_CALL and x.mode & MODE_CODE64:
+            live = target_live(x, target)
         elif kind == K_CALL or kind == K_RET or kind == K_CALL_IND or kind == K_JMP_IND or kind == K_STI:
             live = FLAGS_ARITH
         x.live_out[i] = live
