@@ -1,8 +1,8 @@
 """The workloads of ``table``: what runs, in which group, and what each group's ratio may be.
 
 Most are C programs (``workloads/*.c``), built static with ``gcc -O2``; each prints a checksum that depends on nothing
-but how much it does. The others are Debian's own programs on files that are made here. What runs in the guest runs natively
-on the host too: the same files, the same command.
+but how much it does. The others are Debian's own programs on files that are made here. What runs in the guest runs
+natively on the host too: the same files, the same command.
 """
 
 from __future__ import annotations
