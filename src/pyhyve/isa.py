@@ -26,6 +26,7 @@ from pyhyve.messages import complain
 
 if TYPE_CHECKING:
     from pyhyve.hw.chipset.charport import CharPort
+    from pyhyve.hw.chipset.fwcfg import FwCfg
 
 FIRMWARE_INTERFACES = ("bhyve", "qemu")
 MAX_ITEM = 256 << 20
@@ -44,6 +45,7 @@ class IsaDevices:
         """The backends of the character ports, whose traffic is counted."""
         self.fwcfg_ports: tuple[int, int] | None = None
         """Where QEMU's firmware configuration device is, for the firmware tables."""
+        self.fwcfg: FwCfg | None = None
         self._config = config
         self._pio = pio
         self._mmio = mmio
@@ -102,7 +104,7 @@ class IsaDevices:
 
             device = FwCfg(memory, cpus, read_items(self._config))
             device.attach(self._pio)
-            self.parts["fwcfg"] = device
+            self.parts["fwcfg"] = self.fwcfg = device
             self.fwcfg_ports = FWCFG_PORTS
         elif "fwcfg" in self._config:
             raise ConfigError("firmware configuration items (-f) need QEMU's interface: add -l fwcfg,qemu")

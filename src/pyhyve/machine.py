@@ -47,9 +47,10 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.bus import WINDOWS, PciBus, memory_64_window
 from pyhyve.hw.pci.intx import IntxRouting
+from pyhyve.hw.pci.lpc import LPC_BRIDGES
 from pyhyve.isa import IsaDevices
 from pyhyve.lifecycle import Stateful
-from pyhyve.loader import LoadedGuest, load
+from pyhyve.loader import LoadedGuest, bios, load
 from pyhyve.loader.files import read_rom
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
@@ -211,6 +212,8 @@ class Machine:
         rsdp = self._write_tables(topology)
         if not bootrom:  # a boot ROM is where a vCPU starts after reset
             self._load(rsdp)
+        elif bios.is_bios(bootrom):
+            bios.shadow(self.memory, bootrom)
         self._inspect_at_end()
         self._start_trace()
         self._listen_for_a_debugger()
@@ -350,7 +353,7 @@ class Machine:
             if name is None:
                 raise ConfigError(f"{node} has no device: set {node}.device")
             function = self.pci.create(address, name, options)
-            for register in read_pci_registers(self.config, f"{'lpc' if name == 'lpc' else node}.pcireg"):
+            for register in read_pci_registers(self.config, f"{'lpc' if name in LPC_BRIDGES else node}.pcireg"):
                 function.override(*register)
         self.pci.finish()
         self.parts["pci"] = self.pci
@@ -375,7 +378,8 @@ class Machine:
             if address.bus and function.bars:
                 raise ConfigError(f"PCI slot {address}: a device with memory or ports of its own must be on bus 0")
         lasts = [*(bus - 1 for bus in roots[1:]), 255]
-        lpc = [a for a in self.pci.functions if self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") == "lpc"]
+        names = {a: self.config.get(f"pci.{a.bus}.{a.device}.{a.function}.device") for a in self.pci.functions}
+        lpc = [a for a, name in names.items() if name in LPC_BRIDGES]
         interrupts = {
             PciInterrupt(r.address.bus, r.address.device, r.pin, r.pirq, r.gsi, r.irq) for r in self.pci.routes()
         }
@@ -397,6 +401,8 @@ class Machine:
             com=tuple(int(name.removeprefix("com")) for name in COM_PORTS if name in self.parts),
         )
         acpi, mptable = self.config.get_bool("acpi_tables"), self.config.get_bool("x86.mptable")
+        if self._isa.fwcfg is not None and "lpc.bootrom" in self.config:
+            self._isa.fwcfg.add_files(firmware.files(self.memory, described, acpi=acpi))
         return firmware.build(self.memory, described, acpi=acpi, mptable=mptable).rsdp
 
     def _load(self, rsdp: int) -> None:

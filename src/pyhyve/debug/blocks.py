@@ -66,6 +66,7 @@ class Mode(IntFlag):
     CS_PAGES = 0x100000
     FS_OPEN = 0x200000
     GS_OPEN = 0x400000
+    ALIGN = 0x800000
 
 
 @runtime_checkable

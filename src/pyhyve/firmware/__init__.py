@@ -13,7 +13,7 @@ from pyhyve.firmware import smbios
 from pyhyve.firmware.platform import Platform
 from pyhyve.memory import GuestMemory
 
-__all__ = ["Addresses", "Platform", "build"]
+__all__ = ["Addresses", "Platform", "build", "files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,13 @@ class Addresses:
     rsdp: int = 0
     mptable: int = 0
     smbios: int = 0
+
+
+def files(memory: GuestMemory, platform: Platform, *, acpi: bool) -> dict[str, bytes]:
+    """The same for a boot ROM that places tables itself: files of QEMU's firmware configuration, by name."""
+    from pyhyve.firmware import qemu
+
+    return qemu.files(memory, platform, with_acpi=acpi)
 
 
 def build(memory: GuestMemory, platform: Platform, *, acpi: bool, mptable: bool = True) -> Addresses:

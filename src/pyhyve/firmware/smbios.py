@@ -85,22 +85,28 @@ class _Structure:
 
 def build(memory: GuestMemory, platform: Platform) -> int:
     """Write entry point and structures; returns the entry point's address."""
+    entry, table = arrange(memory, platform, _TABLE)
+    if _TABLE + len(table) > LIMIT:
+        raise DeviceError("the SMBIOS strings are too long, or there are too many processors, for 5 KiB of tables")
+    memory.write(BASE, entry)
+    memory.write(_TABLE, table)
+    return BASE
+
+
+def arrange(memory: GuestMemory, platform: Platform, address: int) -> tuple[bytes, bytes]:
+    """The entry point for structures at ``address``, and the structures."""
     blobs = [
         struct.pack("<BBH", item.type, 4 + len(item.body), _FIRST_HANDLE + index) + item.body + _strings(item.strings)
         for index, item in enumerate(_structures(memory, platform))
     ]
     table = b"".join(blobs)
-    if _TABLE + len(table) > LIMIT:
-        raise DeviceError("the SMBIOS strings are too long, or there are too many processors, for 5 KiB of tables")
     # the intermediate anchor has a checksum of its own, over the second half
-    legacy = bytearray(struct.pack("<5sBHIHB", b"_DMI_", 0, len(table), _TABLE, len(blobs), _BCD_REVISION))
+    legacy = bytearray(struct.pack("<5sBHIHB", b"_DMI_", 0, len(table), address, len(blobs), _BCD_REVISION))
     legacy[5] = checksum(legacy)
     longest = max(map(len, blobs))
     entry = bytearray(struct.pack("<4sBBBBHB5x", b"_SM_", 0, _ENTRY_SIZE, _MAJOR, _MINOR, longest, 0) + legacy)
     entry[4] = checksum(entry)
-    memory.write(BASE, entry)
-    memory.write(_TABLE, table)
-    return BASE
+    return bytes(entry), table
 
 
 def _strings(strings: tuple[str, ...]) -> bytes:

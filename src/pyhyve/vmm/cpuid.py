@@ -2,7 +2,7 @@
 
 Sources: Intel SDM Vol. 2A, CPUID; AMD APM Vol. 3, appendix E. A backend's table is cut down to what this machine has
 (no thermal or performance monitoring, no nested virtualization, no MONITOR, no trace, no enclaves), the hypervisor's
-signature ``bhyve bhyve `` is put in, and the leaves that describe the topology are rewritten for the guest's sockets,
+signature ``bhyve bhyve `` is put in, KVM's clock is announced, which both backends have, and the leaves that describe the topology are rewritten for the guest's sockets,
 cores and threads. The APIC ids, which differ from vCPU to vCPU, are filled in by ``with_apic_id``.
 
 The local APIC id of a vCPU is its index, so sockets and cores are told apart exactly where cores and threads are
@@ -20,6 +20,8 @@ from pyhyve.vmm.api import CpuidEntry
 
 SIGNATURE = b"bhyve bhyve "
 HYPERVISOR_LEAF = 0x40000000
+CLOCK_LEAF = 0x40000100
+CLOCK_SIGNATURE = b"KVMKVMKVM\0\0\0"
 EXTENDED_LEAF = 0x80000000
 EXTENDED_MAX = 0x8000001E
 
@@ -93,6 +95,8 @@ _EXT1_ECX_CMP_LEGACY = _bits(1)
 _EXT1_ECX_TOPOLOGY = _bits(22)
 
 _EXT7_EDX_KEPT = _bits(8)  # invariant TSC
+
+_CLOCK_FEATURES = _bits(3, 24)  # CLOCKSOURCE2, CLOCKSOURCE_STABLE
 
 _KEPT = frozenset(
     {0, 1, 2, 4, 6, 7, 0x15, 0x16}
@@ -189,6 +193,18 @@ def _signature() -> CpuidEntry:
     return CpuidEntry(HYPERVISOR_LEAF, None, HYPERVISOR_LEAF, ebx, ecx, edx)
 
 
+def _clock() -> list[CpuidEntry]:
+    """KVM's leaves (Linux, Documentation/virt/kvm/x86/cpuid.rst) at the second place where guests look.
+
+    Nothing of KVM's is there but the clock, and that the TSC of all vCPUs is the same.
+    """
+    ebx, ecx, edx = struct.unpack("<3I", CLOCK_SIGNATURE)
+    return [
+        CpuidEntry(CLOCK_LEAF, None, CLOCK_LEAF + 1, ebx, ecx, edx),
+        CpuidEntry(CLOCK_LEAF + 1, None, _CLOCK_FEATURES, 0, 0, 0),
+    ]
+
+
 def vendor(entries: Iterable[CpuidEntry]) -> str:
     """The CPU vendor's name that leaf 0 spells (``GenuineIntel``, ``AuthenticAMD``), empty without that leaf."""
     for entry in entries:
@@ -229,7 +245,7 @@ def shape(
     shaped += _topology_levels(topology, _TOPOLOGY_LEAF)
     if not amd:
         shaped += _topology_levels(topology, _TOPOLOGY_LEAF_V2)
-    shaped.append(_signature())
+    shaped += [_signature(), *_clock()]
     return _with_limits(sorted(shaped, key=lambda entry: (entry.leaf, entry.subleaf or 0)))
 
 

@@ -6,6 +6,8 @@ in the area below 1 MiB that guests search for the root pointer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pyhyve.errors import DeviceError
 from pyhyve.firmware.acpi import dsdt, fadt, hpet, madt, mcfg, root, srat
 from pyhyve.firmware.platform import Platform
@@ -16,10 +18,26 @@ LIMIT = 0x100000
 _ALIGN = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """Tables at their addresses, and a root pointer to them that may lie anywhere below 1 MiB."""
+
+    tables: tuple[tuple[int, bytes], ...]
+    root: bytes
+
+
 def build(memory: GuestMemory, platform: Platform) -> int:
     """Write all tables; returns the address of the root pointer."""
+    arranged = arrange(platform, BASE + _round_up(root.RSDP_SIZE))
+    for address, data in ((BASE, arranged.root), *arranged.tables):
+        memory.write(address, data)
+    return BASE
+
+
+def arrange(platform: Platform, base: int) -> Arranged:
+    """All tables, one behind the other from ``base`` on."""
     placed: list[tuple[int, bytes]] = []
-    free = BASE + _round_up(root.RSDP_SIZE)
+    free = base
 
     def place(data: bytes) -> int:
         nonlocal free
@@ -41,10 +59,7 @@ def build(memory: GuestMemory, platform: Platform) -> int:
     addresses = [place(table) for table in tables]
     rsdt_address = place(root.rsdt(addresses))
     xsdt_address = place(root.xsdt(addresses))
-    placed.append((BASE, root.rsdp(rsdt_address, xsdt_address)))
-    for address, data in placed:
-        memory.write(address, data)
-    return BASE
+    return Arranged(tuple(placed), root.rsdp(rsdt_address, xsdt_address))
 
 
 def _round_up(size: int) -> int:

@@ -12,7 +12,7 @@ OEM_ID = b"BHYVE "
 CREATOR_ID = b"PYHV"
 CREATOR_REVISION = 1
 HEADER_SIZE = 36
-_CHECKSUM_OFFSET = 9
+CHECKSUM_OFFSET = 9
 
 
 class AddressSpace(IntEnum):
@@ -50,7 +50,7 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
         CREATOR_REVISION,
     )
     whole = bytearray(header + body)
-    whole[_CHECKSUM_OFFSET] = checksum(whole)
+    whole[CHECKSUM_OFFSET] = checksum(whole)
     return bytes(whole)
 
 

@@ -78,13 +78,19 @@ class FwCfg:
             Item.NB_CPUS: count,
             Item.MAX_CPUS: count,
         }
-        directory = [struct.pack(">I", len(files))]
-        for item, name in enumerate(sorted(files), Item.FIRST_FILE):
+        self._files: dict[str, bytes] = {}
+        self.add_files(files)
+
+    def add_files(self, files: Mapping[str, bytes]) -> None:
+        """Give the guest these too, before it runs; what is there already under a name stays."""
+        self._files = {**files, **self._files}
+        directory = [struct.pack(">I", len(self._files))]
+        for item, name in enumerate(sorted(self._files), Item.FIRST_FILE):
             text = name.encode("utf-8", "surrogateescape")
             if not text or len(text) >= NAME_SIZE:
                 raise DeviceError(f"'{name}' is no name for firmware configuration: 1 to {NAME_SIZE - 1} bytes fit")
-            self._items[item] = files[name]
-            directory.append(struct.pack(f">IHxx{NAME_SIZE}s", len(files[name]), item, text))
+            self._items[item] = self._files[name]
+            directory.append(struct.pack(f">IHxx{NAME_SIZE}s", len(self._files[name]), item, text))
         self._items[Item.FILE_DIR] = b"".join(directory)
 
     def attach(self, pio: PioBus) -> None:

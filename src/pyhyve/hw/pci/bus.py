@@ -86,6 +86,7 @@ class PciBus:
         self.lock = threading.RLock()
         self.environment = environment
         self.intx = intx
+        self._second_ecam = 0
         self.windows = {**WINDOWS, BarKind.MEMORY_64: memory_64}
         self.functions: dict[PciAddress, PciFunction] = {}
         self._routes: list[InterruptRoute] = []
@@ -100,6 +101,21 @@ class PciBus:
         pio.register(ADDRESS_PORT, 1, address, "pci address", self.lock, whole=True)
         pio.register(DATA_PORT, 4, Callbacks(self._read_data, self._write_data), "pci data", self.lock)
         mmio.register(ECAM_BASE, ECAM_SIZE, Callbacks(self._read_ecam, self._write_ecam), "pci ecam", _NoLock())
+
+    def show_ecam(self, base: int) -> None:
+        """Let the ECAM window answer at ``base`` too, 0 for its usual place only; where that is free."""
+        mmio = self.environment.mmio
+        with self.lock:
+            if self._second_ecam:
+                mmio.unregister(self._second_ecam)
+                self._second_ecam = 0
+            if base and base != ECAM_BASE:
+                try:
+                    handler = Callbacks(self._read_ecam, self._write_ecam)
+                    mmio.register(base, ECAM_SIZE, handler, "pci ecam (2)", _NoLock())
+                except ValueError:
+                    return  # the guest's mistake
+                self._second_ecam = base
 
     # -- building --
 

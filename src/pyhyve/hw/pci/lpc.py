@@ -15,6 +15,8 @@ from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import PIRQS, IntxPin, IntxRouting
 from pyhyve.hw.registry import device
 
+LPC_BRIDGES = ("lpc", "ich9")
+"""The names of the drivers that are one."""
 PIRQ_OFFSETS = (0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B)
 
 

@@ -33,6 +33,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     CR4_OSXSAVE,
     CR4_PAE,
     CR4_PCE,
+    CR4_PCIDE,
     CR4_PGE,
     CR4_PSE,
     CR4_SMAP,
@@ -93,7 +94,7 @@ def set_cr0(s, value):
         elif s.cr4 & CR4_PAE and check_pdptes(s, s.cr3) != DONE:
             return FAULT
     elif new & CR0_PG == 0 and old & CR0_PG:
-        if s.mode & MODE_CODE64:
+        if s.mode & MODE_CODE64 or s.cr4 & CR4_PCIDE:
             return gp(s, 0)
         efer &= ~cython.cast(uint64_t, EFER_LMA)
 
@@ -109,6 +110,10 @@ def set_cr0(s, value):
 
 def set_cr3(s, value):
     if s.efer & EFER_LMA:
+        if s.cr4 & CR4_PCIDE:
+            # "Need not invalidate". The TLBs hold one address space, whose tag does not matter then: they are
+            # invalidated all the same (SDM Vol. 3A 4.10.4.1 allows it).
+            value &= ~(cython.cast(uint64_t, 1) << 63)
         if value & ~cython.cast(uint64_t, PHYSICAL):
             return gp(s, 0)
     else:
@@ -124,6 +129,8 @@ def cr4_allowed(e):
     allowed: uint64_t = CR4_PSE | CR4_PAE | CR4_PCE | CR4_TSD | CR4_DE | CR4_MCE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT
     if feature(e, 1, R_ECX, 26):
         allowed |= CR4_OSXSAVE
+    if feature(e, 1, R_ECX, 17):
+        allowed |= CR4_PCIDE
     if feature(e, 7, R_EBX, 0):
         allowed |= CR4_FSGSBASE
     if feature(e, 7, R_EBX, 7):
@@ -145,8 +152,10 @@ def set_cr4(s, value):
     elif s.cr0 & CR0_PG and value & CR4_PAE and changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP):
         if check_pdptes(s, s.cr3) != DONE:
             return FAULT
+    if changed & value & CR4_PCIDE and (s.efer & EFER_LMA == 0 or s.cr3 & 0xFFF):
+        return gp(s, 0)
     s.cr4 = value
-    if changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP | CR4_SMAP):
+    if changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP | CR4_SMAP | CR4_PCIDE):
         tlb_flush(s, False)
     update_mode(s)
     return DONE

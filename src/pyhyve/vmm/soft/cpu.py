@@ -55,6 +55,7 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
     CODE_WRITE,
     PAGE_GLOBAL,
     bounce_finish,
+    check_alignment,
     close_store,
     linear,
     ram_host,
@@ -93,6 +94,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     LOW32,
     MMU_KERNEL,
     MMU_USER,
+    MODE_ALIGN,
     MODE_CODE64,
     MODE_CODE32,
     MODE_STEP,
@@ -268,6 +270,8 @@ def slow_access(s, va, what, host_pc):
     if what & SLOW_SEGMENTED:
         status = linear(s, insn_segment, va, size, access & 3, cython.address(va))
         s.scratch[0] = va
+    elif s.mode & MODE_ALIGN:
+        status = check_alignment(s, va, size, access)
     if status == DONE:
         addend = tlb_fill(s, va, size, access, cython.address(status))
     s.slow_status = status

@@ -203,6 +203,8 @@ class SoftMachine:
         if self.e == cython.NULL:
             raise BackendError("no memory for the CPU engine")
         self.e.tsc_hz = _frequency[0]
+        self.e.tsc_start = cpuid.host_tsc()
+        self.e.wall_start = time.time_ns()
         self.e.apic_hz = 1000000000
         self.e.xsave_mask = 7
         for region in memory.regions:

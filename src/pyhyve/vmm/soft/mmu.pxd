@@ -22,6 +22,9 @@ cdef enum:
     PAGE_LARGE = 8       # 2 or 4 MiB
     PAGE_HUGE = 16       # 1 GiB
 
+    # After so many races with another vCPU that changes the entries all the time, a walk goes by what it has read.
+    WALK_TRIES = 1000
+
     # `access` of tlb_fill: a read-modify-write, or a store of unknown extent; always together with ACCESS_WRITE.
     ACCESS_RMW = 4
 
@@ -75,6 +78,9 @@ cdef uint8_t *mem_pointer(CpuState *s, uint64_t va, uint32_t size, int access, i
 # Effective to linear address: base, limit and type checks of segment `seg` outside 64-bit mode, canonical check in it.
 # `size` bytes are accessed. FAULT is #SS(0) for SS, else #GP(0).
 cdef int linear(CpuState *s, int seg, uint64_t ea, uint32_t size, int access, uint64_t *va) noexcept nogil
+
+# Where MODE_ALIGN is set (`linear` does it): DONE, or FAULT with #PF or #AC(0) recorded.
+cdef int check_alignment(CpuState *s, uint64_t va, uint32_t size, uint32_t access) noexcept nogil
 
 # Effective address of the memory operand, truncated to its address size.
 cdef uint64_t effective_address(CpuState *s, Insn *insn) noexcept nogil

@@ -38,6 +38,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     DONE,
     EFER_LMA,
     EFER_NXE,
+    EXC_AC,
     EXC_GP,
     EXC_PF,
     EXC_SS,
@@ -51,6 +52,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MMU_KERNEL,
     MMU_MODES,
     MMU_USER,
+    MODE_ALIGN,
     MODE_CODE64,
     MODE_PROTECTED,
     PF_FETCH,
@@ -179,6 +181,7 @@ def walk(s, va, access, mode, quiet, gpa, flags):
     shift: cython.int
     level: cython.int
     i: cython.int
+    tries: cython.int = 0
     nx: cython.bint
     ok: cython.bint
 
@@ -267,8 +270,9 @@ def walk(s, va, access, mode, quiet, gpa, flags):
             ok = True
             for i in range(level):
                 ok = ok and mark_entry(s, address[i], size, entries[i], PTE_A)
-            if not (ok and mark_entry(s, address[level], size, entry, bits)):
-                continue
+            tries += 1
+            if not (ok and mark_entry(s, address[level], size, entry, bits)) and tries < WALK_TRIES:
+                continue  # somebody changed an entry meanwhile
             entry |= bits
         if rights & PTE_U:
             result |= PAGE_USER
@@ -776,7 +780,7 @@ def linear(s, seg, ea, size, access, va):
             address += s.segments[seg].base
         va[0] = address
         if is_canonical(address) and is_canonical(address + size - 1):
-            return DONE
+            return check_alignment(s, address, size, access) if s.mode & MODE_ALIGN else DONE
         return raise_fault(s, EXC_SS if seg == SS else EXC_GP, True, 0)
 
     va[0] = (s.segments[seg].base + ea) & LOW32
@@ -794,7 +798,28 @@ def linear(s, seg, ea, size, access, va):
     elif limit != LOW32:
         # A 4 GiB segment wraps (the manual leaves it open, 5.3), as flat code does without any check.
         ok = ok and last <= limit
-    return DONE if ok else raise_fault(s, EXC_SS if seg == SS else EXC_GP, True, 0)
+    if not ok:
+        return raise_fault(s, EXC_SS if seg == SS else EXC_GP, True, 0)
+    return check_alignment(s, va[0], size, access) if s.mode & MODE_ALIGN else DONE
+
+
+def check_alignment(s, va, size, access):
+    """#AC where alignment is checked (SDM Vol. 3A 6.15, table 6-7): behind #PF, which comes first.
+
+    Operands of 16 bytes and more that need not be aligned are not checked, nor are x87's environments.
+    """
+    mask: uint64_t = 0
+    if size == 2 or size == 4 or size == 8:
+        mask = size - 1
+    elif size == 10:
+        mask = 7
+    elif size == 6:
+        mask = 3  # a far pointer
+    if va & mask == 0 or access & ACCESS_EXEC:
+        return DONE
+    if mem_probe(s, va, size, access, s.mmu_mode) != DONE:
+        return FAULT
+    return raise_fault(s, EXC_AC, True, 0)
 
 
 def effective_address(s, insn):

@@ -12,6 +12,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import lapic_reset
 from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.msr import APIC_BASE_RESET, APIC_BSP, PAT_LOW_RESET
 from cython.cimports.pyhyve.vmm.soft.state import (
+    CR0_AM,
     CR0_CD,
     CR0_EM,
     CR0_ET,
@@ -37,6 +38,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MMU_KERNEL_AC,
     MMU_USER,
     MODE_AC,
+    MODE_ALIGN,
     MODE_AVX,
     MODE_CODE32,
     MODE_CODE64,
@@ -125,6 +127,8 @@ def update_mode(s):
             mode |= MODE_GS_OPEN
     if s.cpl == 3:
         mode |= MODE_USER
+        if s.cr0 & CR0_AM and s.flags_system & FLAG_AC:
+            mode |= MODE_ALIGN
     elif s.cpl == 0:
         mode |= MODE_CPL0
     if s.cr0 & CR0_TS:
@@ -218,6 +222,7 @@ def reset_cpu(s, init):
         s.misc_enable = 1  # fast strings
         s.mtrr_def_type = 0
         s.mcg_status = 0
+        s.pv_time = s.pv_wall = 0
         s.tsc_offset = s.tsc_adjust = 0
         for i in range(11):
             s.mtrr_fixed[i] = 0

@@ -21,6 +21,13 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
 from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.pvclock import (
+    MSR_SYSTEM_TIME,
+    MSR_WALL_CLOCK,
+    pvclock_announced,
+    pvclock_update,
+    pvclock_write,
+)
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR0_PG,
     DONE,
@@ -43,7 +50,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     gp,
     is_canonical,
 )
-from cython.cimports.pyhyve.vmm.soft.system import rdtsc
 
 def exit_to(s, kind, address, size, value):
     s.exit.kind = kind
@@ -58,6 +64,7 @@ def guest_tsc(s):
 
 def set_tsc_offset(s, offset):
     s.tsc_offset = offset
+    pvclock_update(s)
     lapic_deadline_write(s, lapic_deadline_read(s))
     update_mode(s)
 
@@ -205,6 +212,8 @@ def msr_read(s, index, value):
         or index == MSR_AMD_TSEG_MASK
     ):
         value[0] = 0
+    elif (index == MSR_SYSTEM_TIME or index == MSR_WALL_CLOCK) and pvclock_announced(s.engine):
+        value[0] = s.pv_time if index == MSR_SYSTEM_TIME else s.pv_wall
     elif s.answered:
         s.answered = 0
         value[0] = s.answer
@@ -304,6 +313,8 @@ def msr_write(s, index, value):
         or index == MSR_PLATFORM_INFO
     ):
         return gp(s, 0)  # read only
+    elif (index == MSR_SYSTEM_TIME or index == MSR_WALL_CLOCK) and pvclock_announced(s.engine):
+        return pvclock_write(s, index, value)
     else:
         exit_to(s, EXIT_WRMSR, index, 0, value)
         return LEAVE

@@ -6,6 +6,12 @@ from pyhyve.vmm.soft.insn cimport Insn
 from pyhyve.vmm.soft.state cimport CpuState, Segment
 
 
+cdef extern from *:
+    # GCC builtins for an operand type that state.pxd does not declare.
+    uint8_t fetch_or8 "__atomic_fetch_or"(uint8_t *where, uint8_t value, int order) noexcept nogil
+    uint8_t fetch_and8 "__atomic_fetch_and"(uint8_t *where, uint8_t value, int order) noexcept nogil
+
+
 cdef enum:
     # Types of system descriptors (SDM Vol. 3A 3.5); in long mode only LDT, 9, B, C, E and F exist, 64 bits wide.
     TYPE_TSS16 = 1
@@ -47,6 +53,8 @@ cdef void unpack_descriptor(uint64_t descriptor, uint16_t selector, Segment *seg
 cdef void set_null(Segment *segment, uint16_t selector, int level) noexcept nogil
 # Set the accessed flag in memory and in `segment`. DONE or FAULT.
 cdef int mark_accessed(CpuState *s, Segment *segment, uint64_t address) noexcept nogil
+# Set or clear bits of the byte with the type of the descriptor at `address`, as one locked operation. DONE or FAULT.
+cdef int change_type(CpuState *s, uint64_t address, uint8_t set, uint8_t clear) noexcept nogil
 # Read and unpack a code segment's descriptor: #GP(0) for null, #GP for everything that is not code.
 cdef int read_code(CpuState *s, uint16_t selector, Segment *cs, uint64_t *address) noexcept nogil
 # L and D are not both set (#GP), the segment is present (#NP).

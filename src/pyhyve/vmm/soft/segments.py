@@ -9,12 +9,14 @@ transfers are in ``transfers``, tasks in ``tasks``, system segments in ``tables`
 """
 
 import cython
-from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, set_gpr
 from cython.cimports.pyhyve.vmm.soft.mmu import (
+    close_store,
     effective_address,
     linear,
+    mem_pointer,
     mem_read,
     mem_write,
     read_operand,
@@ -25,6 +27,7 @@ from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
+    ATOMIC,
     CR0_PE,
     CS,
     DONE,
@@ -113,7 +116,24 @@ def mark_accessed(s, segment, address):
     if segment.access & SEG_ACCESSED:
         return DONE
     segment.access |= SEG_ACCESSED
-    return mem_write(s, address + 5, 1, MMU_KERNEL, segment.access & 0xFF)
+    return change_type(s, address, SEG_ACCESSED, 0)
+
+
+def change_type(s, address, set, clear):
+    status: cython.int = DONE
+    old: uint64_t = 0
+    place: cython.pointer(uint8_t) = mem_pointer(s, address + 5, 1, ACCESS_WRITE, MMU_KERNEL, cython.address(status))
+    if place == cython.NULL:
+        if status == FAULT or system_read(s, address + 5, 1, cython.address(old)) != DONE:
+            return FAULT
+        return mem_write(s, address + 5, 1, MMU_KERNEL, (old | set) & ~cython.cast(uint64_t, clear))
+    if set:
+        fetch_or8(place, set, ATOMIC)
+    if clear:
+        fetch_and8(place, 0xFF ^ clear, ATOMIC)
+    if s.open_size:
+        close_store(s)
+    return DONE
 
 
 def set_real(s, seg, selector):

@@ -182,6 +182,7 @@ cdef enum:
     MODE_CS_PAGES = 0x100000  # not 64-bit: a page with code lies in CS as a whole; jumps inside it need no limit check
     MODE_FS_OPEN = 0x200000   # not 64-bit, CPL < 3: FS is writable data up to 4 GiB, from any base
     MODE_GS_OPEN = 0x400000   # not 64-bit, CPL 3: GS is
+    MODE_ALIGN = 0x800000     # CPL 3, CR0.AM, RFLAGS.AC: alignment is checked
 
     # CpuState.pending: asynchronous events, set atomically by any thread, looked at by emitted code.
     PENDING_KICK = 1
@@ -386,6 +387,7 @@ cdef struct CpuState:
     uint64_t mtrr_fixed[11]
     uint64_t mtrr_var[16]
     uint64_t mcg_status
+    uint64_t pv_time, pv_wall        # KVM's clock: where the guest wants it
 
     # An exception on its way to delivery
     uint8_t exc_pending
@@ -471,6 +473,8 @@ cdef struct Engine:
     CpuidRow cpuid[128]
     uint32_t cpuid_count
     uint64_t tsc_hz
+    uint64_t tsc_start               # the TSC when the machine was made, and the time of day then, ns
+    uint64_t wall_start
     uint64_t apic_hz
     uint32_t timer_wake              # futex of the timer thread
     uint32_t timer_stop

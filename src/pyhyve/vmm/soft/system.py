@@ -11,6 +11,7 @@ from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.mmu import effective_address, linear, mem_read, tlb_flush, tlb_flush_page
 from cython.cimports.pyhyve.vmm.soft.msr import exit_to, guest_tsc, set_base
 from cython.cimports.pyhyve.vmm.soft.state import (
+    CR4_PCIDE,
     ACCESS_READ,
     CR4_FSGSBASE,
     CR4_TSD,
@@ -98,9 +99,11 @@ def invpcid(s, insn):
         status = mem_read(s, va + 8, 8, s.mmu_mode, cython.address(address))
     if status != DONE:
         return status
-    # CR4.PCIDE cannot be set here, so 0 is the only PCID.
-    if kind > 3 or (kind < 2 and pcid != 0) or pcid > 0xFFF or (kind == 0 and not is_canonical(address)):
+    if kind > 3 or pcid > 0xFFF or (kind == 0 and not is_canonical(address)):
         return gp(s, 0)
+    if kind < 2 and pcid != 0 and s.cr4 & CR4_PCIDE == 0:
+        return gp(s, 0)
+    # The TLBs hold the current address space only, whatever PCIDs are named.
     if kind == 0:
         tlb_flush_page(s, address)
     else:

@@ -28,6 +28,7 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_TSS16,
     TYPE_TSS16_BUSY,
     TYPE_TSS_BUSY,
+    change_type,
     descriptor_address,
     dpl,
     in_long_mode,
@@ -147,7 +148,7 @@ def ltr(s, insn):
     if (segment.access & SEG_PRESENT) == 0:
         return raise_fault(s, EXC_NP, True, selector & 0xFFFC)
     segment.access |= TYPE_BUSY
-    if mem_write(s, address + 5, 1, MMU_KERNEL, segment.access & 0xFF) != DONE:
+    if change_type(s, address, TYPE_BUSY, 0) != DONE:
         return FAULT
     s.tr = segment
     return finish(s, insn)

@@ -18,6 +18,7 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_TSS16,
     TYPE_TSS16_BUSY,
     UPPER_WORD,
+    change_type,
     descriptor_address,
     dpl,
     mark_accessed,
@@ -169,9 +170,7 @@ def task_switch(s, selector, kind, rip):
 
     # The old task: not busy unless the new one is nested in it; its registers.
     if kind != SWITCH_CALL and descriptor_address(s, s.tr.selector, 8, cython.address(old_address)):
-        if system_read(s, old_address + 5, 1, cython.address(byte)) != DONE:
-            return FAULT
-        if mem_write(s, old_address + 5, 1, MMU_KERNEL, byte & ~cython.cast(uint64_t, TYPE_BUSY)) != DONE:
+        if change_type(s, old_address, 0, TYPE_BUSY) != DONE:
             return FAULT
     if kind == SWITCH_RETURN:
         flags &= ~cython.cast(uint64_t, FLAG_NT)
@@ -197,7 +196,7 @@ def task_switch(s, selector, kind, rip):
     if kind == SWITCH_CALL and mem_write(s, segment.base, 2, MMU_KERNEL, s.tr.selector) != DONE:
         return FAULT
     segment.access |= TYPE_BUSY
-    if kind != SWITCH_RETURN and mem_write(s, address + 5, 1, MMU_KERNEL, segment.access & 0xFF) != DONE:
+    if kind != SWITCH_RETURN and change_type(s, address, TYPE_BUSY, 0) != DONE:
         return FAULT
 
     # From here on faults belong to the new task.

@@ -131,6 +131,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MMU_KERNEL_AC,
     MMU_USER,
     MODE_AC,
+    MODE_ALIGN,
     MODE_AVX,
     MODE_CODE32,
     MODE_CODE64,
@@ -318,6 +319,10 @@ def emit_tlb(x: cython.pointer(Context), segment: uint32_t, size: uint32_t, acce
         if segment == FS or segment == GS:
             load_gs(a, T1, off(x.s, cython.address(x.s.segments[segment].base)))
             lea(a, 1, T0, T0, T1, 0, 0)
+        if segmented(x, segment, access):
+            mov_imm32(a, T1, what)
+            call_to(a, x.c.stubs.slow)
+            return
     elif segmented(x, segment, access):
         mov_imm32(a, T1, what | SLOW_SEGMENTED)
         call_to(a, x.c.stubs.slow)
@@ -367,6 +372,8 @@ def emit_tlb(x: cython.pointer(Context), segment: uint32_t, size: uint32_t, acce
 @cython.exceptval(check=False)
 def segmented(x: cython.pointer(Context), segment: uint32_t, access: uint32_t) -> cython.bint:
     """Does ``emit_tlb`` call the slow path right there for such accesses in this segment?"""
+    if x.mode & MODE_ALIGN:
+        return True
     if x.mode & MODE_CODE64:
         return False
     if segment == CS and access & ACCESS_WRITE:
@@ -1523,7 +1530,7 @@ def goes_to_helper(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cy
     if kind == K_CLI or kind == K_STI:
         return (x.mode & MODE_IOPL_OK) == 0 or (kind == K_STI and (x.mode & MODE_STEP) != 0)
     if kind == K_STOS or kind == K_MOVS:
-        if x.mode & MODE_STEP or insn.addrsize != (8 if x.mode & MODE_CODE64 else 4):
+        if x.mode & (MODE_STEP | MODE_ALIGN) or insn.addrsize != (8 if x.mode & MODE_CODE64 else 4):
             return True
         if kind == K_MOVS and insn.segment_override != NO_REG and insn.segment_override >= FS:
             return True
