@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import boot, control, debian_disk, debugger, exits, host, idle, smp, startup, work
+from benchmarks import boot, control, debian_disk, debugger, exits, host, idle, smp, startup, table, work
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result
 
-BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result]], bool]] = {
+BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result | str]], bool]] = {
     "help": (startup.run_help, False),
     "start": (startup.run_start, False),
     "pio": (exits.run_pio, False),
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result]], bool]] = {
     "idle": (idle.run_idle, True),
     "smp": (smp.run_smp, True),
     "debian": (debian_disk.run_debian, False),
+    "table": (table.run_table, True),
 }
 """By name: what runs it, and whether it needs the Linux guest."""
 
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones (default: all): {' '.join(BENCHMARKS)}")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="how often each runs (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="once each, and less of it: to see that it works")
+    parser.add_argument("--only", action="append", default=[], metavar="WHAT", help="of table: a workload or a group")
+    parser.add_argument("--cpu", action="store_true", help="table: CPU time in place of wall time, for a busy host")
+    parser.add_argument("--profile", action="store_true", help="table: where the time of each workload goes")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         if name not in BENCHMARKS:
@@ -46,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="pyhyve-bench-") as folder:
         os.environ["PYHYVE_RUNTIME_DIR"] = folder  # our machines have names: let them be apart from the user's
         runs = 1 if arguments.quick else arguments.runs
-        context = Context(runs, arguments.quick, host.find_qemu(), Path(folder))
+        more = {"only": frozenset(arguments.only), "cpu_time": arguments.cpu, "profile": arguments.profile}
+        context = Context(runs, arguments.quick, host.find_qemu(), Path(folder), **more)
         return run(context, names)
 
 
@@ -66,7 +71,7 @@ def run(context: Context, names: Sequence[str]) -> int:
     for name in names:
         try:
             for result in BENCHMARKS[name][0](context):
-                print(result.line(), flush=True)
+                print(result if isinstance(result, str) else result.line(), flush=True)
         except BenchmarkError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             status = 1

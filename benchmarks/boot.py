@@ -29,10 +29,11 @@ _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ \S+ \d+ *(.*)$")
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """One boot: seconds to the prompt, and the process's memory besides the guest's, in MB, at that moment."""
+    """One boot: seconds to the prompt; the process's CPU time and its memory besides the guest's, in MB, then."""
 
     seconds: float
     megabytes: float
+    cpu: float
 
 
 def own_memory(smaps: str, guest_mb: int) -> float:
@@ -58,6 +59,12 @@ def own_memory(smaps: str, guest_mb: int) -> float:
     return total / 1024
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @cache
 def boots(context: Context) -> tuple[list[Boot], list[Boot]]:
     """The boots that ``boot`` and ``memory`` look at, ours and QEMU's."""
@@ -66,8 +73,9 @@ def boots(context: Context) -> tuple[list[Boot], list[Boot]]:
     def boot(argv: list[str]) -> Boot:
         with Console(argv) as console:
             seconds = console.expect(PROMPT) - console.spawned
+            cpu = cpu_seconds(console.process.pid)
             smaps = Path(f"/proc/{console.process.pid}/smaps").read_text()
-            return Boot(seconds, own_memory(smaps, MEMORY_MB))
+            return Boot(seconds, own_memory(smaps, MEMORY_MB), cpu)
 
     mine = ours(image.kernel, image.initrd)
     return alternate(context.runs, lambda: boot(mine), (lambda: boot(qemu_linux(qemu, image))) if qemu else None)

@@ -62,8 +62,10 @@ class Console:
         assert self.process.stdin is not None
         self.process.stdin.write(text.encode())
 
-    def time(self, command: str) -> tuple[float, bytes]:
+    def time(self, command: str, prompt: bytes = PROMPT) -> tuple[float, bytes]:
         """Run ``command`` at the prompt: the seconds it takes, as the host sees them, and what it printed.
+
+        ``prompt`` is the one that it leaves behind.
 
         Raises ``BenchmarkError`` if its status is not 0.
         """
@@ -74,7 +76,7 @@ class Console:
         _, status = self._read_until(b">", PATIENCE)
         if status != b"0":
             raise BenchmarkError(f"{command}: status {status.decode()}: {output.decode(errors='replace').strip()}")
-        self.expect(PROMPT)
+        self.expect(prompt)
         return end - start, output
 
     def close(self) -> None:

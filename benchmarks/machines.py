@@ -50,12 +50,18 @@ def qemu_linux(qemu: str, image: GuestImage, *, cpus: int = 1) -> list[str]:
 
 @dataclass(eq=False)
 class Context:
-    """What a benchmark may use: how often to run, QEMU if there is one, a folder for files, the Linux guest."""
+    """What a benchmark may use: how often to run, QEMU if there is one, a folder for files, the Linux guest.
+
+    For ``table``: only the workloads or groups ``only``, CPU time in place of wall time, a profile of each.
+    """
 
     runs: int
     quick: bool
     qemu: str | None
     folder: Path
+    only: frozenset[str] = frozenset()
+    cpu_time: bool = False
+    profile: bool = False
 
     @cached_property
     def image(self) -> GuestImage:

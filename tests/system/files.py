@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import py_compile
 import re
 import shutil
 import subprocess
@@ -19,9 +18,19 @@ from pyhyve.images.cpio import CpioWriter
 # After the program it says, as its last line, where its modules came from.
 _TRACE = """
 import runpy, sys
-runpy.run_path(sys.argv[1])
+program = sys.argv.pop(1)
+sys.argv[0] = program
+runpy.run_path(program)
 import json
 print(json.dumps(sorted({m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", None)})))
+"""
+# Byte code of each source, named by its number; prints where the interpreter looks for it.
+_COMPILE = """
+import importlib.util, os, py_compile, sys
+for number, path in enumerate(sys.argv[2:]):
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(path, os.path.join(sys.argv[1], str(number)), doraise=True, invalidation_mode=mode)
+    print(importlib.util.cache_from_source(path))
 """
 
 
@@ -54,35 +63,33 @@ class PythonCargo:
     expected: str
 
 
-def pack_python(program: Path) -> PythonCargo:
-    """``program`` with this interpreter and what it imports, each under the path that it has on the host.
+def pack_python(program: Path, *arguments: str, interpreter: str | None = None) -> PythonCargo:
+    """``program`` with this interpreter (or another one) and what it imports, each under the path that it has here.
 
     The modules go as byte code that is used without a look at the source: a guest would spend seconds compiling it.
+    The command lacks the ``arguments``, with which the program is run here.
     """
-    interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    argv = [interpreter, "-I", "-S", "-c", _TRACE, str(program)]
+    interpreter = os.path.realpath(interpreter or getattr(sys, "_base_executable", sys.executable))
+    argv = [interpreter, "-I", "-S", "-c", _TRACE, str(program), *arguments]
     printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines(keepends=True)
     modules: list[str] = json.loads(printed[-1])
     extensions = [path for path in modules if path.endswith(".so")]
-    files = {path: File(_stripped(path)) for path in (interpreter, *extensions, *_libraries(interpreter, *extensions))}
+    files = {path: File(_stripped(path)) for path in (interpreter, *extensions, *libraries(interpreter, *extensions))}
     folders = {os.path.dirname(path) for path in files}
+    sources = [path for path in modules if path.endswith(".py")]
     with tempfile.TemporaryDirectory() as scratch:
-        for path in modules:
-            if path.endswith(".py"):
-                cached = Path(scratch, "module.pyc")
-                py_compile.compile(
-                    path, cached, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
-                )
-                files[path] = File(b"", 0o644)
-                place = Path(path).with_name("__pycache__") / f"{Path(path).stem}.{sys.implementation.cache_tag}.pyc"
-                files[str(place)] = File(cached.read_bytes(), 0o644)
+        argv = [interpreter, "-I", "-S", "-c", _COMPILE, scratch, *sources]
+        places = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+        for number, (source, place) in enumerate(zip(sources, places, strict=True)):
+            files[source] = File(b"", 0o644)
+            files[place] = File(Path(scratch, str(number)).read_bytes(), 0o644)
     guest_program = f"/programs/{program.name}"
     files[guest_program] = File(program.read_bytes())
     command = f"LD_LIBRARY_PATH={':'.join(sorted(folders))} {interpreter} -I -S {guest_program}"
     return PythonCargo(files, command, "".join(printed[:-1]))
 
 
-def _libraries(*objects: str) -> set[str]:
+def libraries(*objects: str) -> set[str]:
     """The shared libraries that ``objects`` load, and the loader, as ldd(1) names them."""
     text = subprocess.run(["ldd", *objects], capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", text, re.MULTILINE))

@@ -5,7 +5,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from pyhyve.vmm.soft.state cimport CpuState, Engine
 
 cdef enum:
-    HASH_SIZE = 65536
+    HASH_BITS = 17
+    HASH_SIZE = 131072
+    HASH_FACTOR = 0x9E3779B97F4A7C15   # 2^64 over the golden ratio
     NO_PAGE = 0xFFFFFFFFFFFFFFFF
     HARMLESS_WRITES = 64
     MAX_DROPS = 20
@@ -16,6 +18,7 @@ cdef extern from *:
     # GCC builtins for operand types that state.pxd does not declare.
     void store_int32 "__atomic_store_n"(int32_t *where, int32_t value, int order) noexcept nogil
     CodePage *load_pointer "__atomic_load_n"(CodePage **where, int order) noexcept nogil
+    uint32_t load_uint32 "__atomic_load_n"(uint32_t *where, int order) noexcept nogil
     void store_uint64 "__atomic_store_n"(uint64_t *where, uint64_t value, int order) noexcept nogil
 
 
@@ -27,6 +30,7 @@ cdef struct Link:
     # A jump inside a page that leads to another block, or to its own cold exit
     uint64_t site            # executable address of its rel32, which lies in one aligned quadword
     uint64_t cold            # where it leads while the target is not translated
+    uint32_t checked         # it comes in where events are looked at
     Link *next               # of those that lead to the same block
 
 
@@ -38,19 +42,19 @@ cdef struct MapEntry:
 
 cdef struct Block:
     uint64_t gpa             # guest-physical address of the first byte
+    Block *hash_next
     uint64_t gpa2            # guest-physical page of the part behind a page border, or NO_PAGE
     uint64_t code            # executable address of the lookup entry (T0 = linear rip)
+    uint32_t mode
     uint64_t check           # executable address of the event check between the two
     uint64_t chained         # executable address of the entry for jumps inside the page
     uint64_t cold_exit       # executable address of its cold exit to the lookup
     Link *links              # jumps that lead to `chained`
     uint64_t host_end
-    Block *hash_next
     Block *page_next         # blocks of the page of gpa
     Block *page2_next        # blocks of the page of gpa2
     MapEntry *map
     uint32_t map_count
-    uint32_t mode
     uint16_t size            # guest bytes
     uint16_t insns
     uint16_t flags_in        # arithmetic flags that matter at the entry
@@ -78,6 +82,7 @@ cdef struct Stubs:
     uint64_t finish          # after a store
     uint64_t host_fault
     uint64_t jump[8]         # T0 = linear target; jump cache of each mode slot
+    uint64_t missed[8]       # the same for a return that was not foreseen
 
 
 cdef struct CodeCache:
@@ -89,7 +94,7 @@ cdef struct CodeCache:
     uint8_t *data            # arena of Blocks, maps and Insns
     uint64_t data_size
     uint64_t data_used
-    Block *hash[65536]
+    Block *hash[131072]      # HASH_SIZE
     Block **index            # blocks in the order of their code
     uint32_t index_count
     uint32_t index_size
@@ -117,6 +122,8 @@ cdef void link_to(CodeCache *c, Link *link, Block *block) noexcept nogil
 cdef void retire(CodeCache *c, Block *b) noexcept nogil
 cdef Block *block_at(CodeCache *c, uint64_t host_pc) noexcept nogil
 cdef MapEntry *map_at(Block *block, uint64_t host_pc) noexcept nogil
+# The slot that stands for `mode`, or -1: needs no lock, for slots are given back only while the world is stopped.
+cdef int known_slot(CodeCache *c, uint32_t mode) noexcept nogil
 cdef int mode_slot(Engine *e, uint32_t mode) noexcept nogil
 
 # Does this guest-physical page hold translated code? (Then stores to it must take the slow path.)
@@ -131,7 +138,6 @@ cdef void offsets_changed(Engine *e, CpuState *s, uint64_t *offsets) noexcept no
 cdef bint page_covers(CodePage *page, uint64_t *offsets) noexcept nogil
 
 cdef uint64_t pages_of(Engine *e) noexcept nogil
-cdef void forget_jumps(CpuState *s, uint32_t slot) noexcept nogil
 cdef uint32_t hash_of(uint64_t gpa, uint32_t mode) noexcept nogil
 cdef CodePage *page_of(CodeCache *c, uint64_t gpa) noexcept nogil
 cdef int claim_page(Engine *e, CpuState *s, uint64_t gpa) noexcept nogil

@@ -25,7 +25,8 @@ from cython.cimports.posix.mman import (
     munmap,
 )
 from cython.cimports.posix.unistd import close, ftruncate
-from cython.cimports.pyhyve.vmm.soft.mmu import close_last_jump, tlb_protect
+from cython.cimports.pyhyve.vmm.soft.jumps import clear_slot
+from cython.cimports.pyhyve.vmm.soft.mmu import tlb_protect
 from cython.cimports.pyhyve.vmm.soft.state import (
     ATOMIC,
     MODE_SLOTS,
@@ -131,23 +132,14 @@ def code_flush(e):
     for n in range(e.cpu_count):
         e.cpus[n].slot_mode = NO_MODE
         for k in range(MODE_SLOTS):
-            forget_jumps(e.cpus[n], k)
-
-
-def forget_jumps(s, slot):
-    i: uint32_t
-    if s.jump_dirty[slot] == 0:
-        return
-    for i in range(4096):
-        s.jump[slot][i].not_rip = 0
-        s.jump[slot][i].code = 0
-    s.jump_dirty[slot] = 0
-    close_last_jump(s, slot)
+            if e.cpus[n].jump_dirty[k]:
+                clear_slot(e.cpus[n], k)
 
 
 def code_alloc(c, size):
     """``size`` bytes that live until the next flush, or NULL."""
-    at: uint64_t = (c.data_used + 15) & ~cython.cast(uint64_t, 15)
+    mask: uint64_t = 63 if size >= 64 else 15  # a block's first fields in one line of the host's cache
+    at: uint64_t = (c.data_used + mask) & ~mask
     if at + size > c.data_size:
         return cython.NULL
     c.data_used = at + size
@@ -155,7 +147,7 @@ def code_alloc(c, size):
 
 
 def hash_of(gpa, mode):
-    return cython.cast(uint32_t, (gpa ^ (gpa >> 14) ^ (cython.cast(uint64_t, mode) * 0x9E5)) & (HASH_SIZE - 1))
+    return cython.cast(uint32_t, ((gpa ^ (cython.cast(uint64_t, mode) << 40)) * HASH_FACTOR) >> (64 - HASH_BITS))
 
 
 def block_find(c, gpa, mode):
@@ -276,17 +268,26 @@ def map_at(block, host_pc):
     return cython.address(block.map[low - 1 if low else 0])
 
 
+def known_slot(c, mode):
+    i: uint32_t
+    mode &= ~cython.cast(uint32_t, MODE_STEP)
+    for i in range(load_uint32(cython.address(c.mode_count), ATOMIC)):
+        if c.modes[i] == mode:
+            return i
+    return -1
+
+
 def mode_slot(e, mode):
     """The slot of the jump caches that stands for ``mode``, or -1 if they are used up. The code lock is held."""
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
-    i: uint32_t
+    i: cython.int = known_slot(c, mode)
+    if i >= 0:
+        return i
     mode &= ~cython.cast(uint32_t, MODE_STEP)
-    for i in range(c.mode_count):
-        if c.modes[i] == mode:
-            return i
     if c.mode_count == MODE_SLOTS:
         return -1
     c.modes[c.mode_count] = mode
+    fence(ATOMIC)  # others look without the lock
     c.mode_count += 1
     return c.mode_count - 1
 
@@ -310,7 +311,7 @@ def link_to(c, link, block):
     """Let a jump inside a page lead straight to ``block`` from now on."""
     link.next = block.links
     block.links = link
-    patch_rel32(c, link.site, block.chained)
+    patch_rel32(c, link.site, block.check if link.checked else block.chained)
 
 
 def retire(c, b):

@@ -15,6 +15,7 @@ cdef extern from "<ucontext.h>" nogil:
 cdef extern from "<signal.h>" nogil:
     ctypedef struct siginfo_t:
         int si_code
+        void *si_addr
 
     ctypedef struct sigset_t:
         pass

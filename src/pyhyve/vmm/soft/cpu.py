@@ -18,6 +18,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     block_find,
     claim_pages,
     code_flush,
+    known_slot,
     link_to,
     map_at,
     mode_slot,
@@ -42,6 +43,7 @@ from cython.cimports.pyhyve.vmm.soft.evex import masked_access
 from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
 from cython.cimports.pyhyve.vmm.soft.helpers import table
 from cython.cimports.pyhyve.vmm.soft.insn import Insn
+from cython.cimports.pyhyve.vmm.soft.jumps import code_page, find_jump, note_jump
 from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_accept,
     lapic_deliverable,
@@ -52,18 +54,17 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
 from cython.cimports.pyhyve.vmm.soft.mmu import (
     ALONE,
     CODE_WRITE,
+    PAGE_GLOBAL,
     bounce_finish,
     check_alignment,
     close_store,
     linear,
-    note_jump,
     ram_host,
     tlb_fill,
-    walk,
 )
 from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.stack import in_guard, use_signal_stack
 from cython.cimports.pyhyve.vmm.soft.state import (
-    ACCESS_EXEC,
     CS,
     DONE,
     EXC_AC,
@@ -116,7 +117,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     __atomic_load_n,
     gp,
     is_canonical,
-    jump_index,
     raise_fault,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import (
@@ -175,6 +175,9 @@ def on_host_fault(signum, info, context):
     for i in range(REGIONS):
         if region_start[i] and region_start[i] <= pc < region_end[i]:
             s = native.current()
+            if signum == SIGSEGV and in_guard(s, cython.cast(uint64_t, info.si_addr)):
+                uc.uc_mcontext.gregs[15] = cython.cast(cython.longlong, s.stack_base)  # REG_RSP: too many calls
+                return
             s.fault_signal = signum
             s.fault_trap = cython.cast(uint32_t, uc.uc_mcontext.gregs[20])  # REG_TRAPNO: the exception's vector
             s.fault_pc = pc
@@ -195,7 +198,7 @@ def install_signals():
     signals[2] = SIGFPE
     signals[3] = SIGSEGV
     action.sa_sigaction = on_host_fault
-    action.sa_flags = 4 | 0x40000000  # SA_SIGINFO, SA_NODEFER
+    action.sa_flags = 4 | 0x40000000 | 0x08000000  # SA_SIGINFO, SA_NODEFER, SA_ONSTACK
     sigemptyset(cython.address(action.sa_mask))
     for i in range(4):
         sigaction(signals[i], cython.address(action), cython.address(old_actions[signals[i]]))
@@ -333,8 +336,10 @@ def next_code_page(s: cython.pointer(CpuState), va: uint64_t, user: cython.int, 
         following &= LOW32
     elif not is_canonical(following):
         return gp(s, 0)
-    if walk(s, following, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
+    if code_page(s, following, user, cython.address(gpa), cython.address(flags)) != DONE:
         return FAULT
+    if flags & PAGE_GLOBAL == 0:
+        s.code_local = 1
     if ram_host(s.engine, gpa, False) == 0:
         return leave_unfetched(s, gpa)
     gpa2[0] = gpa & PAGE_MASK
@@ -365,8 +370,9 @@ def find_block(s, step):
     while True:
         # All of it again where the cache has been flushed: the memory map may have changed meanwhile.
         choose_slot(s)
-        if walk(s, va, ACCESS_EXEC, user, False, cython.address(gpa), cython.address(flags)) != DONE:
+        if code_page(s, va, user, cython.address(gpa), cython.address(flags)) != DONE:
             return cython.NULL
+        s.code_local = flags & PAGE_GLOBAL == 0
         host = ram_host(e, gpa, False)
         if host == 0:
             leave_unfetched(s, gpa)
@@ -447,6 +453,11 @@ def choose_slot(s):
     """Have ``mode_slot`` be the slot of the jump caches for the mode of ``s``. A flush takes the slots away."""
     slot: cython.int
     while s.mode != s.slot_mode:
+        slot = known_slot(cython.cast(cython.pointer(CodeCache), s.engine.code), s.mode)
+        if slot >= 0:
+            s.mode_slot = cython.cast(uint32_t, slot)
+            s.slot_mode = s.mode
+            return
         lock_code(s.engine, s)
         slot = mode_slot(s.engine, s.mode)
         unlock_code(s.engine)
@@ -623,7 +634,6 @@ def run_loop(s):
     va: uint64_t
     chain_to: uint64_t = 0
     code: uint64_t
-    i: uint32_t
     step: cython.bint
     trap: cython.bint
     taken: uint64_t
@@ -694,22 +704,15 @@ def run_loop(s):
             if status == TRAP:
                 continue
             step = step or status == STEP
-        i = jump_index(va)
         if step:
             b = find_block(s, True)
             code = b.code if b != cython.NULL else 0
-        elif s.jump[s.mode_slot][i].not_rip == ~va and not patch and not afresh:
-            b = cython.NULL
-            code = s.jump[s.mode_slot][i].code
         else:
-            b = find_block(s, False)
-            code = 0
+            code = 0 if patch or afresh else find_jump(s, va)
+            b = cython.NULL if code else find_block(s, False)
             if b != cython.NULL:
                 code = b.code
-                s.jump[s.mode_slot][i].not_rip = ~va
-                s.jump[s.mode_slot][i].code = code
-                s.jump_dirty[s.mode_slot] = 1
-                note_jump(s, va)
+                note_jump(s, va, code)
                 if patch and b.gpa2 == NO_PAGE and patch_flushes == c.flushes:
                     # Let the jump that led here lead straight to the block from now on
                     chain(s, b)
@@ -849,6 +852,7 @@ def cpu_run(s):
             return
     if not fsgsbase_allowed():
         syscall(158, 0x1001, s)  # arch_prctl(ARCH_SET_GS)
+    use_signal_stack()
     s.count_exits += 1
     start = native.rdtsc()
     start_running(s)

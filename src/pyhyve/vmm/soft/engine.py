@@ -46,6 +46,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     wake,
 )
 from cython.cimports.pyhyve.vmm.soft.mmu import ram_host, tlb_flush, tlb_init, walk
+from cython.cimports.pyhyve.vmm.soft.stack import stack_create, stack_destroy
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     CS,
@@ -78,7 +79,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_KICK,
     PENDING_NMI,
     SS,
-    JUMP_SIZE,
+    JUMP_SETS,
     TLB_SIZE,
     CpuState,
     Engine,
@@ -224,6 +225,7 @@ class SoftMachine:
             for i in range(self.e.cpu_count):
                 if self.e.cpus[i] != cython.NULL:
                     lapic_destroy(self.e.cpus[i])
+                    stack_destroy(self.e.cpus[i])
                     free(self.e.cpus[i])
             free(self.e)
 
@@ -553,7 +555,7 @@ class SoftCpu:
         s.engine = machine.e
         s.mask_index = (TLB_SIZE - 1) << 12
         s.mask_high = ~cython.cast(uint64_t, 0xFFF)
-        s.mask_jump = JUMP_SIZE - 1
+        s.mask_jump = (JUMP_SETS - 1) << 5
         s.mask_bits[0] = 7
         s.mask_bits[1] = 15
         s.mask_bits[2] = 31
@@ -568,6 +570,9 @@ class SoftCpu:
                        cython.cast(uint64_t, cython.cast(cython.p_void, slow_finish)), fsgsbase_allowed())
             if not watch_region(c.rx + c.start, c.rx + c.size, c.stubs.host_fault):
                 raise BackendError("too many virtual machines on the CPU engine in one process")
+        c = cython.cast(cython.pointer(CodeCache), machine.e.code)
+        if stack_create(s, c.stubs.exit_lookup) < 0:
+            raise BackendError("no memory for a vCPU")
         if lapic_create(s) < 0:
             raise BackendError("no memory for a local APIC")
         machine.e.cpus[index] = s

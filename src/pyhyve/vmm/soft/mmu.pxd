@@ -142,7 +142,3 @@ cdef void note_large(CpuState *s, uint64_t va, uint32_t flags) noexcept nogil
 cdef bint maybe_large(CpuState *s, uint64_t va, int shift) noexcept nogil
 cdef uint32_t large_hash(uint64_t va, int shift) noexcept nogil
 cdef void flush_region(CpuState *s, uint64_t va, int shift) noexcept nogil
-cdef void clear_jumps(CpuState *s) noexcept nogil
-cdef void close_last_jump(CpuState *s, int slot) noexcept nogil
-cdef void note_jump(CpuState *s, uint64_t va) noexcept nogil
-cdef bint has_jumps(CpuState *s, uint64_t va) noexcept nogil

@@ -21,6 +21,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import code_written, has_code
 from cython.cimports.pyhyve.vmm.soft.evex import masked_finish
 from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, watch_access, watched_page
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, REG_RIP
+from cython.cimports.pyhyve.vmm.soft.jumps import clear_jumps, clear_jumps_of, has_jumps, has_jumps_in, jumps_init
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_read, lapic_write
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
@@ -46,7 +47,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     EXIT_NONE,
     FAULT,
     FS,
-    JUMP_SIZE,
     LEAVE,
     LOW32,
     MMIO_LOG,
@@ -56,7 +56,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_ALIGN,
     MODE_CODE64,
     MODE_PROTECTED,
-    MODE_SLOTS,
     PF_FETCH,
     PF_PRESENT,
     PF_RESERVED,
@@ -72,13 +71,11 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     TLB_LOCALS,
     TLB_SIZE,
     Engine,
-    JumpEntry,
     MemoryRegion,
     TlbEntry,
     __atomic_compare_exchange_n,
     gp,
     is_canonical,
-    jump_index,
     raise_fault,
 )
 
@@ -376,16 +373,17 @@ def note_local(s, mode, index):
 def note_large(s, va, flags):
     """Remember that the TLB has a piece of a large page, for INVLPG of any other address in it."""
     bit: uint32_t = large_hash(va, 22 if flags & PAGE_LARGE else 30)
-    s.tlb_large[1 if flags & PAGE_GLOBAL else 0][bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
+    s.tlb_large[1 if flags & PAGE_GLOBAL else 0][va >> 63][bit >> 6] |= cython.cast(uint64_t, 1) << (bit & 63)
 
 
 def maybe_large(s, va, shift):
     bit: uint32_t = large_hash(va, shift)
-    return ((s.tlb_large[0][bit >> 6] | s.tlb_large[1][bit >> 6]) >> (bit & 63) & 1) != 0
+    half: uint64_t = va >> 63
+    return ((s.tlb_large[0][half][bit >> 6] | s.tlb_large[1][half][bit >> 6]) >> (bit & 63) & 1) != 0
 
 
 def flush_region(s, va, shift):
-    """Drop every entry of the region of ``1 << shift`` bytes around ``va``, and all jumps."""
+    """Drop every entry of the region of ``1 << shift`` bytes around ``va``, and where code in it lies."""
     mode: cython.int
     i: uint64_t
     for mode in range(MMU_MODES):
@@ -393,47 +391,17 @@ def flush_region(s, va, shift):
             for i in range(TLB_SIZE):
                 if (s.tlb[mode][i].read_tag ^ va) >> shift == 0:
                     clear_entry(cython.address(s.tlb[mode][i]), i)
-    clear_jumps(s)
-
-
-def clear_jumps(s):
-    slot: cython.int
-    i: cython.int
-    for i in range(16):
-        s.jump_pages[i] = 0
-    for slot in range(MODE_SLOTS):
-        if s.jump_dirty[slot]:
-            s.jump_dirty[slot] = 0
-            native.fill64(
-                cython.cast(cython.p_void, cython.address(s.jump[slot][0])),
-                0,
-                JUMP_SIZE * cython.sizeof(JumpEntry) // 8,
-            )
-            close_last_jump(s, slot)
-
-
-def close_last_jump(s, slot):
-    # An empty entry answers to rip ~0: give the one where that belongs a rip that belongs elsewhere.
-    s.jump[slot][jump_index(cython.cast(uint64_t, -1))].not_rip = cython.cast(uint64_t, -1)
-
-
-def note_jump(s, va):
-    """Remember that the page of ``va`` has an entry in a jump cache."""
-    s.jump_pages[(va >> 18) & 15] |= cython.cast(uint64_t, 1) << ((va >> 12) & 63)
-
-
-def has_jumps(s, va):
-    """May the page of ``va`` have entries in a jump cache?"""
-    return (s.jump_pages[(va >> 18) & 15] >> ((va >> 12) & 63)) & 1 != 0
+    if has_jumps_in(s, False, va, shift):
+        clear_jumps_of(s, False, False)
+    if has_jumps_in(s, True, va, shift):
+        clear_jumps_of(s, True, False)
 
 
 def tlb_init(s):
     mode: cython.int
-    slot: cython.int
     for mode in range(MMU_MODES):
         s.tlb_dirty[mode] = 1
-    for slot in range(MODE_SLOTS):
-        s.jump_dirty[slot] = 1
+    jumps_init(s)
     tlb_flush(s, False)
 
 
@@ -443,9 +411,9 @@ def tlb_flush(s, keep_global):
     n: uint64_t
     s.count_tlb_flush += 1
     for i in range(8):
-        s.tlb_large[0][i] = 0
+        s.tlb_large[0][0][i] = s.tlb_large[0][1][i] = 0
         if not keep_global:
-            s.tlb_large[1][i] = 0
+            s.tlb_large[1][0][i] = s.tlb_large[1][1][i] = 0
     for mode in range(MMU_MODES):
         if not s.tlb_dirty[mode]:
             continue
@@ -460,13 +428,14 @@ def tlb_flush(s, keep_global):
                     clear_entry(cython.address(s.tlb[mode][i]), i)
             s.tlb_dirty[mode] = keep_global
         s.tlb_locals[mode] = 0
-    clear_jumps(s)
+    clear_jumps(s, keep_global)
 
 
 def tlb_flush_page(s, va):
     index: uint64_t = (va >> 12) & (TLB_SIZE - 1)
     page: uint64_t = va - (va & PAGE_OFFSET)
     mode: cython.int
+    user: cython.int
     t: cython.pointer[TlbEntry]
     if maybe_large(s, va, 30):
         flush_region(s, va, 30)
@@ -479,8 +448,9 @@ def tlb_flush_page(s, va):
         if t.read_tag == page:
             clear_entry(t, index)
     # A block that begins on the page before may end on this one.
-    if has_jumps(s, page) or has_jumps(s, page - PAGE):
-        clear_jumps(s)
+    for user in range(2):
+        if has_jumps(s, user, page) or has_jumps(s, user, page - PAGE):
+            clear_jumps_of(s, user, False)
 
 
 def tlb_protect(e, gpa):

@@ -153,10 +153,10 @@ cdef enum:
     TLB_BITS = 10
     TLB_SIZE = 1024
     TLB_LOCALS = 128
-    JUMP_BITS = 12
-    JUMP_SIZE = 4096
-    JUMP_FOLD = 5        # an entry's index is the low bits of its rip plus rip rotated right by this
+    JUMP_SETS = 4096
+    JUMP_FILLS = 512
     MODE_SLOTS = 8
+    CODE_PAGES = 128
 
     # CpuState.mode: everything that the meaning of a code byte depends on (see system.update_mode).
     MODE_CODE64 = 1
@@ -260,6 +260,12 @@ cdef struct JumpEntry:
     uint64_t code
 
 
+cdef struct PageEntry:
+    # Where the code of a linear page lies
+    uint64_t tag         # the page's linear address; all ones where empty
+    uint64_t info        # guest-physical page | TLB_GLOBAL
+
+
 cdef struct MmioAccess:
     uint64_t gpa
     uint64_t value
@@ -344,7 +350,10 @@ cdef struct CpuState:
     uint64_t exit_target             # linear rip to go on at, or the page offset of an unresolved chain
     uint64_t exit_link               # Link * of an unresolved chain
     uint64_t exit_insn               # Insn * of a helper exit
-    uint64_t host_sp
+    uint64_t host_sp                 # the thread's own stack
+    uint64_t stack_memory            # the one of emitted code (stack.py), its bottom frame, and where it was in a slow path
+    uint64_t stack_base
+    uint64_t stack_at
     uint64_t host_pc                 # return address in emitted code of the slow path that runs; 0 outside
     uint32_t slow_status             # what the slow path came to: DONE, FAULT, LEAVE, CODE_WRITE
     uint32_t fault_signal            # a synchronous host signal in emitted code, the exception behind it, its place
@@ -358,7 +367,7 @@ cdef struct CpuState:
     uint64_t scratch[4]
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
-    uint64_t mask_jump
+    uint64_t mask_jump               # and for PDEP
     uint64_t mask_bits[4]            # 7, 15, 31, 63
 
     Segment segments[6]
@@ -423,12 +432,22 @@ cdef struct CpuState:
     Engine *engine
     void *lapic
     uint64_t self                    # address of this struct
-    JumpEntry jump[8][4096]          # [MODE_SLOTS][JUMP_SIZE]
+    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
-    uint8_t jump_dirty[8]
-    uint64_t jump_pages[16]          # filter of the pages (by number, modulo 1024) that have entries in a jump cache
-    uint64_t tlb_large[2][8]         # [global]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
+    uint8_t jump_dirty[8]            # a jump cache has entries
+    uint32_t jump_fills[8]           # how many of jump_filled count; JUMP_FILLS + 1: too many
+    JumpEntry *jump_filled[8][512]   # the sets with entries
+    uint8_t jump_local[8]            # a jump cache has entries of pages that are not global
+    uint8_t page_dirty[2]            # `code_page` has entries
+    uint8_t code_local               # the block that was found last lies in a page that is not global
+    PageEntry code_page[2][128]      # [of user code][CODE_PAGES]: pages that were looked for, until the jump caches go
+    # Filters of the pages (by number, modulo 4096) in jump caches: the kernel's code in the upper half of the addresses
+    # and in the lower half, the user's
+    uint64_t jump_pages[3][64]
+    uint8_t jump_user[8]             # a jump cache is for a mode of CPL 3
+    # [global][upper half of the addresses]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
+    uint64_t tlb_large[2][2][8]
     uint32_t tlb_locals[3]           # how many entries of tlb_local are filled; TLB_LOCALS + 1: too many
     uint16_t tlb_local[3][128]       # indices of the entries that are not global
 
@@ -483,11 +502,6 @@ cdef inline void set_rflags(CpuState *s, uint64_t value) noexcept nogil:
     s.flags_system = value & FLAGS_SYSTEM
     s.iff = (value >> 9) & 1
     s.df = (value >> 10) & 1
-
-
-cdef inline uint32_t jump_index(uint64_t rip) noexcept nogil:
-    """Where the jump caches have the entry of a linear address."""
-    return <uint32_t>(rip + ((rip >> JUMP_FOLD) | (rip << (64 - JUMP_FOLD)))) & (JUMP_SIZE - 1)
 
 
 cdef inline int raise_fault(CpuState *s, uint8_t vector, bint has_error, uint32_t error) noexcept nogil:

@@ -18,6 +18,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T2,
     call_to,
     cmp_gs32_zero,
+    crc32,
     e8,
     e32,
     here,
@@ -33,14 +34,13 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov_imm32,
     mov_imm64,
     op_gs_index,
-    pext_gs,
-    rorx,
+    pdep_gs,
     short_fwd,
     store_gs,
     store_gs32,
     xchg,
 )
-from cython.cimports.pyhyve.vmm.soft.state import JUMP_FOLD, MODE_SLOTS, RSP
+from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP
 
 
 def off(s, field):
@@ -125,6 +125,31 @@ def _leave(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
     e8(a, 0xC3)
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _jump_gs(a: cython.pointer(Asm), index: uint32_t, offset: uint64_t) -> cython.void:
+    """jmp [gs:index + offset]"""
+    e8(a, 0x65)
+    e8(a, 0x41)
+    e8(a, 0xFF)
+    e8(a, 0xA0 | (index & 7))
+    e32(a, offset)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _call_c(a: cython.pointer(Asm), s: cython.pointer(CpuState), function: uint64_t) -> cython.void:
+    """Call a C function on the thread's own stack."""
+    store_gs(a, 4, off(s, cython.address(s.stack_at)))
+    load_gs(a, 4, off(s, cython.address(s.host_sp)))
+    mov_imm64(a, 0, function)
+    e8(a, 0xFF)  # call rax
+    e8(a, 0xD0)
+    load_gs(a, 4, off(s, cython.address(s.stack_at)))
+
+
 def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
@@ -134,6 +159,7 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     common: uint64_t
     fail: cython.pointer(uint8_t)
     hit: cython.pointer(uint8_t)
+    hit2: cython.pointer(uint8_t)
     asm.p = c.rw
     asm.delta = c.rx - cython.cast(uint64_t, c.rw)
 
@@ -166,11 +192,15 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
         if not is_spilled(r) and r != RSP:
             load_gs(a, r, off(s, cython.address(s.gpr[r])))
     load_gs(a, GSP, off(s, cython.address(s.gpr[RSP])))
+    load_gs(a, 4, off(s, cython.address(s.stack_base)))
     e8(a, 0x41)  # jmp r14
     e8(a, 0xFF)
     e8(a, 0xE6)
 
+    c.stubs.host_fault = here(a)
+    mov_imm32(a, T1, X_HOST_FAULT)
     common = here(a)  # T1 is the reason
+    load_gs(a, 4, off(s, cython.address(s.host_sp)))
     for r in range(10):
         if r != 3 and r != 4 and r != 5:
             store_gs(a, r, off(s, cython.address(s.gpr[r])))
@@ -204,10 +234,6 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     store_gs(a, T1, off(s, cython.address(s.exit_insn)))
     mov_imm32(a, T1, X_RAISE)
     jmp_to(a, common)
-    c.stubs.host_fault = here(a)
-    mov_imm32(a, T1, X_HOST_FAULT)
-    load_gs(a, 4, off(s, cython.address(s.host_sp)))
-    jmp_to(a, common)
 
     # T0 address, T1 what -> T2 what to add to T0 (which a segment's base may have moved)
     c.stubs.slow = here(a)
@@ -220,11 +246,7 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     e8(a, 0x8B)
     e8(a, 0x0C)
     e8(a, 0x24)
-    lea(a, 1, 4, 4, 0xFF, 0, -8)
-    mov_imm64(a, 0, slow_access)
-    e8(a, 0xFF)  # call rax
-    e8(a, 0xD0)
-    lea(a, 1, 4, 4, 0xFF, 0, 8)
+    _call_c(a, s, slow_access)
     mov(a, T2, 0)
     cmp_gs32_zero(a, off(s, cython.address(s.slow_status)))
     fail = jcc_fwd(a, 5)
@@ -249,34 +271,34 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     mov(a, HRCX, T1)
     _store_caller_saved(a, s)
     load_gs(a, 7, off(s, cython.address(s.self)))
-    lea(a, 1, 4, 4, 0xFF, 0, -8)
-    mov_imm64(a, 0, slow_finish)
-    e8(a, 0xFF)
-    e8(a, 0xD0)
-    lea(a, 1, 4, 4, 0xFF, 0, 8)
+    _call_c(a, s, slow_finish)
     _load_caller_saved(a, s)
     e8(a, 0xC3)
 
     # Jumps across pages and indirect ones: T0 is the linear target. No flag is touched.
     for i in range(MODE_SLOTS):
         c.stubs.jump[i] = here(a)
-        rorx(a, T1, T0, JUMP_FOLD)
-        lea(a, 1, T1, T1, T0, 0, 0)
-        pext_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
-        lea(a, 1, T1, T1, T1, 0, 0)
-        op_gs_index(a, 1, 0x8B, T2, T1, 3, off(s, cython.address(s.jump[i][0].not_rip)))
+        mov_imm32(a, T1, 0)
+        crc32(a, T1, T0)
+        pdep_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
+        op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[i][0][0].not_rip)))
         lea(a, 1, T2, T2, T0, 0, 1)
         xchg(a, HRCX, T2)
         hit = short_fwd(a, 0xE3)
+        op_gs_index(a, 1, 0x8B, HRCX, T1, 0, off(s, cython.address(s.jump[i][0][1].not_rip)))
+        lea(a, 1, HRCX, HRCX, T0, 0, 1)
+        hit2 = short_fwd(a, 0xE3)
         mov(a, HRCX, T2)
         jmp_to(a, c.stubs.exit_lookup)
+        land_short(a, hit2)
+        mov(a, HRCX, T2)
+        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][1].code)))
         land_short(a, hit)
         mov(a, HRCX, T2)
-        e8(a, 0x65)  # jmp [gs:r11*8 + code]
-        e8(a, 0x42)
-        e8(a, 0xFF)
-        e8(a, 0x24)
-        e8(a, 0xDD)
-        e32(a, off(s, cython.address(s.jump[i][0].code)))
+        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][0].code)))
+    for i in range(MODE_SLOTS):
+        c.stubs.missed[i] = here(a)
+        load_gs(a, 4, off(s, cython.address(s.stack_base)))
+        jmp_to(a, c.stubs.jump[i])
     c.start = (cython.cast(uint64_t, asm.p) - cython.cast(uint64_t, c.rw) + 63) & ~cython.cast(uint64_t, 63)
     c.used = c.start

@@ -18,6 +18,7 @@ cdef enum:
     COLD_CHAIN = 2           # a jump inside the page whose target is not translated yet
     COLD_EVENT = 3           # go back to the loop at a page offset
     COLD_RESTORE_EVENT = 4   # the same, RCX is in T1
+    COLD_GROUP = 5           # pushes or pops, `what` of them, that the TLB does not have together: one by one
 
 
 cdef struct Cold:
@@ -43,6 +44,8 @@ cdef struct Context:
     uint32_t current
     uint32_t part            # accesses of the current instruction so far
     uint32_t masked          # what the slow path must know of the current instruction's mask (evex)
+    uint32_t holding         # `held` may be used and changed
+    uint32_t held[3]         # which spilled guest register's value T0, T1 and T2 have, or NO_REG
     uint64_t page_gpa
     uint64_t tlb             # offset of the TLB in use
     Insn insns[64]

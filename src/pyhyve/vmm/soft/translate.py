@@ -77,6 +77,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
 from cython.cimports.pyhyve.vmm.soft.encode import (
     CC_AE,
     CC_ALWAYS,
+    CC_CALL,
     CC_NZ,
     GSP,
     HRCX,
@@ -85,6 +86,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T2,
     Asm,
     align_patch,
+    call_fwd,
     call_to,
     cmp_gs32_zero,
     e8,
@@ -187,10 +189,51 @@ def gpr_off(x: cython.pointer(Context), reg: uint32_t) -> uint64_t:
 @cython.exceptval(check=False)
 def source(x: cython.pointer(Context), reg: uint32_t, temp: uint32_t) -> uint32_t:
     """The host register that holds guest register ``reg``: its own, or ``temp`` after loading it."""
-    if is_spilled(reg):
+    i: uint32_t
+    if not is_spilled(reg):
+        return host_reg(reg)
+    if not x.holding:
         load_gs(cython.address(x.a), temp, gpr_off(x, reg))
         return temp
-    return host_reg(reg)
+    if x.held[temp_index(temp)] == reg:
+        return temp
+    for i in range(3):
+        if x.held[i] == reg:
+            mov(cython.address(x.a), temp, T2 if i == 2 else T0 + i)
+            break
+    else:
+        load_gs(cython.address(x.a), temp, gpr_off(x, reg))
+    x.held[temp_index(temp)] = reg
+    return temp
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def temp_index(temp: uint32_t) -> uint32_t:
+    """The place of T0, T1 or T2 in ``Context.held``."""
+    return 2 if temp == T2 else temp - T0
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def forget_held(x: cython.pointer(Context)) -> cython.void:
+    """T0, T1 and T2 are about to be used for something else."""
+    x.holding = 0
+    x.held[0] = x.held[1] = x.held[2] = NO_REG
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def hold(x: cython.pointer(Context), temp: uint32_t, reg: uint32_t) -> cython.void:
+    """``temp`` has the value of guest register ``reg``, and nobody else has."""
+    i: uint32_t
+    for i in range(3):
+        if x.held[i] == reg:
+            x.held[i] = NO_REG
+    x.held[temp_index(temp)] = reg
 
 
 @cython.cfunc
@@ -200,6 +243,8 @@ def write_back(x: cython.pointer(Context), reg: uint32_t, temp: uint32_t) -> cyt
     """The guest register ``reg`` was written in the host register that ``source`` named."""
     if is_spilled(reg):
         store_gs(cython.address(x.a), temp, gpr_off(x, reg))
+        if x.holding:
+            hold(x, temp, reg)
 
 
 @cython.cfunc
@@ -532,6 +577,7 @@ def emit_reg_form(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyt
             if reg >= 8 and op.reg_access:
                 # MOVZX ESP, AH and the like: AH cannot be named beside R15
                 rorx(a, T0, rm & 3, 8)
+                x.held[0] = NO_REG
                 rm = T0
             else:
                 high = True
@@ -584,6 +630,15 @@ def emit_bit_address(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def emit_return_address(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
+    """Where a call comes back to, to T1."""
+    load_gs(cython.address(x.a), T1, off(x.s, cython.address(x.s.page_va)))
+    lea(cython.address(x.a), 1, T1, T1, NO_REG, 0, insn.page_offset + insn.length)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def emit_access(x: cython.pointer(Context), insn: cython.pointer(Insn), part: uint32_t) -> cython.void:
     """The access itself, on ``[T0 + T2]``: emitted in the hot path, and for stores again in the slow path."""
     a: cython.pointer(Asm) = cython.address(x.a)
@@ -600,9 +655,8 @@ def emit_access(x: cython.pointer(Context), insn: cython.pointer(Insn), part: ui
         elif kind == K_PUSH_MEM:
             load_gs(a, T1, off(x.s, cython.address(x.s.scratch[2])))
             op_mem(a, 1, 0x89, T1, T0, T2, 0)
-        else:  # the return address of a call
-            load_gs(a, T1, off(x.s, cython.address(x.s.page_va)))
-            lea(a, 1, T1, T1, NO_REG, 0, insn.page_offset + insn.length)
+        else:
+            emit_return_address(x, insn)
             op_mem(a, 1, 0x89, T1, T0, T2, 0)
         return
     if kind == K_BT:
@@ -623,6 +677,7 @@ def emit_operand(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyth
     elif insn.mem_access == MEM_RMW:
         access = ACCESS_WRITE | ACCESS_LOAD_FIRST
     emit_address(x, insn)
+    forget_held(x)
     if ops[insn.op].kind == K_BT:
         emit_bit_address(x, insn)
     x.part = PART_OPERAND
@@ -631,6 +686,9 @@ def emit_operand(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cyth
     x.masked = 0
     if ops[insn.op].kind != K_BT and access == ACCESS_READ:
         emit_mem_form(x, insn)
+        if (ops[insn.op].reg_access & OP_WRITE and is_spilled(insn.reg)
+                and not high_byte(insn, insn.reg, ops[insn.op].reg_size)):  # fmt: skip
+            hold(x, T1, insn.reg)  # emit_mem_form had it there
         return
     emit_access(x, insn, PART_OPERAND)
     finish_access(x, insn.segment, access)
@@ -772,13 +830,27 @@ def cmp_imm32(a: cython.pointer(Asm), reg: uint32_t, value: uint32_t) -> cython.
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def simple_lea(insn: cython.pointer(Insn)) -> cython.bint:
+    """Is it one LEA of the host's?"""
+    return (
+        insn.opsize != 2
+        and insn.addrsize != 2
+        and insn.base != REG_RIP
+        and (insn.base != NO_REG or insn.index != NO_REG)
+    )
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def emit_lea(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.void:
     a: cython.pointer(Asm) = cython.address(x.a)
     reg: uint32_t
-    if insn.opsize != 2 and insn.addrsize != 2 and insn.base != REG_RIP and (insn.base != NO_REG or insn.index != NO_REG):
+    if simple_lea(insn):
         base: uint32_t = NO_REG if insn.base == NO_REG else source(x, insn.base, T0)
         index: uint32_t = NO_REG if insn.index == NO_REG else source(x, insn.index, T1)
         reg = T1 if is_spilled(insn.reg) else host_reg(insn.reg)
+        x.held[1] = NO_REG if reg == T1 else x.held[1]
         lea(a, 1 if insn.opsize == 8 and insn.addrsize == 8 else 0, reg, base, index, insn.scale, insn.disp)
         write_back(x, insn.reg, reg)
         return
@@ -887,10 +959,18 @@ def emit_jump(x: cython.pointer(Context), insn: cython.pointer(Insn), target: in
     """Go to page offset ``target``, which may lie in another page."""
     a: cython.pointer(Asm) = cython.address(x.a)
     if 0 <= target <= 4095 and (x.mode & MODE_STEP) == 0:
-        if target <= cython.cast(int64_t, insn.page_offset):
-            emit_event_check(x, cython.cast(uint32_t, target), target_live(x, target))
-        emit_chain(x, CC_ALWAYS, target)
+        emit_chain(x, CC_ALWAYS, target, target <= cython.cast(int64_t, insn.page_offset))
         return
+    emit_far_target(x, target)
+    emit_far_jump(x)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_far_target(x: cython.pointer(Context), target: int64_t) -> cython.void:
+    """The linear address of page offset ``target`` to T0."""
+    a: cython.pointer(Asm) = cython.address(x.a)
     load_gs(a, T0, off(x.s, cython.address(x.s.page_va)))
     if target == cython.cast(int32_t, target):
         lea(a, 1, T0, T0, NO_REG, 0, target)
@@ -901,7 +981,71 @@ def emit_jump(x: cython.pointer(Context), insn: cython.pointer(Insn), target: in
         rex(a, 0, T0, 0, T0)  # mov r10d, r10d
         e8(a, 0x89)
         e8(a, 0xC0 | ((T0 & 7) << 3) | (T0 & 7))
-    emit_far_jump(x)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_call(x: cython.pointer(Context), insn: cython.pointer(Insn), direct: cython.bint, target: int64_t) -> cython.void:
+    """Behind the push of a call's return address, which is in T1 still: go to ``target``, or else to the address in T0.
+
+    The host's own call does that, so that its return can come back here (``stack``).
+    """
+    a: cython.pointer(Asm) = cython.address(x.a)
+    back: uint32_t = insn.page_offset + insn.length
+    e8(a, 0x41)  # push r11
+    e8(a, 0x53)
+    if direct and 0 <= target <= 4095:
+        emit_chain(x, CC_CALL, target, True)
+    else:
+        if direct:
+            emit_far_target(x, target)
+        call_to(a, x.c.stubs.jump[x.slot])
+    # T0 is the return address here
+    lea(a, 1, 4, 4, NO_REG, 0, 8)
+    lea(a, 1, T1, T0, NO_REG, 0, -cython.cast(int64_t, back))
+    store_gs(a, T1, off(x.s, cython.address(x.s.page_va)))
+    emit_chain(x, CC_ALWAYS, back, False)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def comes_back(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.bint:
+    """May a call use the host's? Not where the instruction behind it may lie in two pages: jumps to that are not chained."""
+    return (
+        (x.mode & (MODE_CODE64 | MODE_STEP)) == MODE_CODE64
+        and x.block.gpa2 == NO_PAGE
+        and insn.page_offset + insn.length <= 4096 - 15
+    )
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_return(x: cython.pointer(Context)) -> cython.void:
+    """Return to the linear address in T0."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    hit: cython.pointer(uint8_t)
+    if (x.mode & (MODE_CODE64 | MODE_STEP)) != MODE_CODE64:
+        emit_far_jump(x)
+        return
+    mov(a, T2, HRCX)
+    e8(a, 0x48)  # mov rcx, [rsp + 8]
+    e8(a, 0x8B)
+    e8(a, 0x4C)
+    e8(a, 0x24)
+    e8(a, 8)
+    e8(a, 0x48)  # not rcx
+    e8(a, 0xF7)
+    e8(a, 0xD1)
+    lea(a, 1, HRCX, HRCX, T0, 0, 1)
+    hit = short_fwd(a, 0xE3)
+    mov(a, HRCX, T2)
+    jmp_to(a, x.c.stubs.missed[x.slot])
+    land_short(a, hit)
+    mov(a, HRCX, T2)
+    e8(a, 0xC3)
 
 
 @cython.cfunc
@@ -918,8 +1062,11 @@ def emit_far_jump(x: cython.pointer(Context)) -> cython.void:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def emit_chain(x: cython.pointer(Context), condition: uint32_t, target: int64_t) -> cython.void:
-    """Go to page offset ``target`` of this page if ``condition`` holds: at once, or when it is translated."""
+def emit_chain(x: cython.pointer(Context), condition: uint32_t, target: int64_t, checked: cython.bint) -> cython.void:
+    """Go to page offset ``target`` of this page if ``condition`` holds: at once, or when it is translated.
+
+    ``checked``: look for events first. Whatever could go on for ever must do so.
+    """
     a: cython.pointer(Asm) = cython.address(x.a)
     b: cython.pointer(Block) = cython.NULL
     gpa: uint64_t = x.page_gpa + cython.cast(uint64_t, target)
@@ -929,11 +1076,15 @@ def emit_chain(x: cython.pointer(Context), condition: uint32_t, target: int64_t)
     if condition == CC_ALWAYS:
         align_patch(a, 1, 4)
         rel32 = jmp_fwd(a)
+    elif condition == CC_CALL:
+        align_patch(a, 1, 4)
+        rel32 = call_fwd(a)
     else:
         align_patch(a, 2, 4)
         rel32 = jcc_fwd(a, condition)
     link.site = cython.cast(uint64_t, cython.cast(int64_t, rel32) + a.delta)
     link.next = cython.NULL
+    link.checked = checked
     add_cold(x, COLD_CHAIN, rel32, cython.cast(uint32_t, target), 0)
     x.cold[x.colds - 1].back = cython.cast(uint64_t, link)
     if gpa == x.block.gpa and x.block.gpa2 == NO_PAGE:
@@ -953,8 +1104,8 @@ def emit_branch(x: cython.pointer(Context), insn: cython.pointer(Insn), conditio
     """Go to page offset ``target`` if ``condition`` (0-15) holds, else on."""
     a: cython.pointer(Asm) = cython.address(x.a)
     skip: cython.pointer(uint8_t)
-    if cython.cast(int64_t, insn.page_offset) < target <= 4095 and (x.mode & MODE_STEP) == 0:
-        emit_chain(x, condition, target)
+    if 0 <= target <= 4095 and (x.mode & MODE_STEP) == 0:
+        emit_chain(x, condition, target, target <= cython.cast(int64_t, insn.page_offset))
         return
     skip = jcc_fwd(a, condition ^ 1)
     emit_jump(x, insn, target)
@@ -1444,6 +1595,12 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
     skip2: cython.pointer(uint8_t)
     reg: uint32_t
     x.part = PART_OPERAND
+    if (kind == K_PLAIN or kind == K_BT) and not trap and not goes_to_helper(x, insn):
+        x.holding = 1
+    elif kind == K_LEA and simple_lea(insn):
+        x.holding = 1
+    else:
+        forget_held(x)
     if trap:
         emit_raise(x, insn, trap)
     elif goes_to_helper(x, insn):
@@ -1557,12 +1714,15 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         land(a, skip2)
     elif kind == K_CALL:
         emit_push(x, insn)
-        emit_jump(x, insn, target)
+        if comes_back(x, insn):
+            emit_call(x, insn, True, target)
+        else:
+            emit_jump(x, insn, target)
     elif kind == K_RET:
         emit_stack_load(x, GSP)
         op_mem(a, 1, 0x8B, T0, T0, T2, 0)
         lea(a, 1, GSP, GSP, NO_REG, 0, 8 + cython.cast(int64_t, insn.imm & 0xFFFF if insn.opcode == 0xC2 else 0))
-        emit_far_jump(x)
+        emit_return(x)
     elif kind == K_CALL_IND or kind == K_JMP_IND:
         if insn.has_mem:
             emit_address(x, insn)
@@ -1576,6 +1736,9 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
             store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
             emit_push(x, insn)
             load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+            if comes_back(x, insn):
+                emit_call(x, insn, False, 0)
+                return
         emit_far_jump(x)
 
 
@@ -1593,9 +1756,71 @@ def add_map(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.vo
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def emit_cold(x: cython.pointer(Context), cold: cython.pointer(Cold)) -> cython.void:
+def group_length(x: cython.pointer(Context), first: uint32_t) -> uint32_t:
+    """How many instructions from ``first`` on push registers, or pop them, the last of those perhaps a return."""
+    kind: uint32_t = ops[x.insns[first].op].kind
+    n: uint32_t = 0
+    insn: cython.pointer(Insn)
+    if (x.mode & (MODE_CODE64 | MODE_STEP)) != MODE_CODE64 or (kind != K_PUSH and kind != K_POP):
+        return 1
+    while first + n < x.count:
+        insn = cython.address(x.insns[first + n])
+        if kind == K_POP and n and ops[insn.op].kind == K_RET and not goes_to_helper(x, insn):
+            return n + 1
+        if ops[insn.op].kind != kind or insn.rm == RSP or goes_to_helper(x, insn) or trap_of(x, insn):
+            break
+        n += 1
+    return n
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_group(x: cython.pointer(Context), first: uint32_t, n: uint32_t) -> cython.void:
+    """``n`` pushes or pops at a time, where one look-up finds them all in one page; else one by one, in the cold part."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    pushes: cython.bint = ops[x.insns[first].op].kind == K_PUSH
+    i: uint32_t
+    reg: uint32_t
+    number: uint32_t
+    bytes_: int64_t = 8 * n
+    insn: cython.pointer(Insn) = cython.address(x.insns[first + n - 1])
+    returns: cython.bint = ops[insn.op].kind == K_RET
+    forget_held(x)
+    x.part = PART_OPERAND
+    add_map(x, cython.address(x.insns[first]))
+    lea(a, 1, T0, GSP, NO_REG, 0, -bytes_ if pushes else 0)
+    emit_tlb(x, SS, 8 * n, cython.cast(uint32_t, ACCESS_WRITE) if pushes else ACCESS_READ)
+    number = x.colds - 1
+    x.cold[number].kind = COLD_GROUP
+    x.cold[number].what = n
+    for i in range(n - 1 if returns else n):
+        insn = cython.address(x.insns[first + i])
+        if pushes:
+            op_mem(a, 1, 0x89, source(x, insn.rm, T1), T0, T2, bytes_ - 8 - 8 * cython.cast(int64_t, i))
+            continue
+        reg = T1 if is_spilled(insn.rm) else host_reg(insn.rm)
+        op_mem(a, 1, 0x8B, reg, T0, T2, 8 * cython.cast(int64_t, i))
+        write_back(x, insn.rm, reg)
+    if returns:
+        insn = cython.address(x.insns[first + n - 1])
+        op_mem(a, 1, 0x8B, T0, T0, T2, bytes_ - 8)
+        bytes_ += cython.cast(int64_t, insn.imm & 0xFFFF if insn.opcode == 0xC2 else 0)
+    lea(a, 1, GSP, GSP, NO_REG, 0, -bytes_ if pushes else bytes_)
+    x.cold[number].back = here(a)
+    if returns:
+        x.cold[number].back = 0
+        emit_return(x)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
     """A slow path, behind the block."""
     a: cython.pointer(Asm) = cython.address(x.a)
+    cold: cython.pointer(Cold) = cython.address(x.cold[number])
+    i: uint32_t
     insn: cython.pointer(Insn) = cython.address(x.insns[cold.insn])
     add_map(x, insn)
     if cold.kind == COLD_CHAIN:
@@ -1610,7 +1835,18 @@ def emit_cold(x: cython.pointer(Context), cold: cython.pointer(Cold)) -> cython.
         if cold.kind == COLD_STORE:
             emit_access(x, insn, cold.part)
             call_to(a, x.c.stubs.finish)
+            if cold.part == PART_PUSH and (ops[insn.op].kind == K_CALL or ops[insn.op].kind == K_CALL_IND):
+                emit_return_address(x, insn)
         jmp_to(a, cold.back)
+    elif cold.kind == COLD_GROUP:
+        if cold.live:
+            xchg(a, HRCX, T2)
+        for i in range(cold.what):
+            x.current = cold.insn + i
+            add_map(x, cython.address(x.insns[x.current]))
+            emit_instruction(x, cython.address(x.insns[x.current]))
+        if cold.back:
+            jmp_to(a, cold.back)
     elif cold.kind == COLD_CHAIN:
         mov_imm32(a, T0, cold.what)
         mov_imm64(a, T1, cold.back)
@@ -1681,6 +1917,8 @@ def find_live_flags(x: cython.pointer(Context)) -> cython.void:
             live = target_live(x, target)
         elif kind == K_JCC or kind == K_LOOP or kind == K_JCXZ:
             live |= target_live(x, target)
+        elif kind == K_CALL and x.mode & MODE_CODE64:
+            live = target_live(x, target)
         elif kind == K_CALL or kind == K_RET or kind == K_CALL_IND or kind == K_JMP_IND or kind == K_STI:
             live = FLAGS_ARITH
         x.live_out[i] = live
@@ -1705,6 +1943,7 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     mmu: uint32_t = MMU_KERNEL
     start: uint32_t = gpa & 0xFFF
     next_offset: int64_t
+    length: uint32_t
     if c.used + BLOCK_BYTES > c.size or c.data_used + 32768 > c.data_size:
         return cython.NULL
     b = cython.cast(cython.pointer(Block), code_alloc(c, cython.sizeof(Block)))
@@ -1718,6 +1957,7 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     x.current = 0
     x.part = 0
     x.masked = 0
+    forget_held(x)
     x.map_count = 0
     x.page_gpa = gpa & PAGE_MASK
     if s.mode & MODE_USER:
@@ -1751,10 +1991,17 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     b.chained = here(a)
     if not x.mode & MODE_STEP:
         emit_breakpoints(x, start)
-    for i in range(x.count):
+    i = 0
+    while i < x.count:
         x.current = i
+        length = group_length(x, i)
+        if length > 1:
+            emit_group(x, i, length)
+            i += length
+            continue
         add_map(x, cython.address(x.insns[i]))
         emit_instruction(x, cython.address(x.insns[i]))
+        i += 1
     last = cython.address(x.insns[x.count - 1])
     if not ends_block(x, last):
         next_offset = cython.cast(int64_t, last.page_offset) + last.length
@@ -1765,14 +2012,16 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
                 lea(a, 1, T0, T0, NO_REG, 0, next_offset)
                 emit_far_jump(x)
             else:
-                emit_chain(x, CC_ALWAYS, next_offset)
+                emit_chain(x, CC_ALWAYS, next_offset, False)
         else:
             emit_jump(x, last, next_offset)
-    for i in range(x.colds):
+    i = 0
+    while i < x.colds:  # a slow path may need slow paths itself
         if i == 0 and x.mode & MODE_STEP == 0:
             # The event check's: behind the instruction that restores RCX, if there is one
             b.cold_exit = here(a) + (3 if x.cold[0].kind == COLD_RESTORE_EVENT else 0)
-        emit_cold(x, cython.address(x.cold[i]))
+        emit_cold(x, i)
+        i += 1
     b.host_end = here(a)
     b.map = cython.cast(cython.pointer(MapEntry), code_alloc(c, x.map_count * cython.sizeof(MapEntry)))
     if b.map == cython.NULL:
