@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import boot, control, debugger, exits, host, idle, smp, startup, work
+from benchmarks import boot, control, debugger, disk, exits, host, idle, network, smp, startup, work
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result
 
@@ -25,6 +25,9 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result]], bool]] = {
     "work": (work.run_work, True),
     "idle": (idle.run_idle, True),
     "smp": (smp.run_smp, True),
+    "disk": (disk.run_disk, True),
+    "user": (network.run_user, True),
+    "tap": (network.run_tap, True),
 }
 """By name: what runs it, and whether it needs the Linux guest."""
 
