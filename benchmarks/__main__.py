@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import boot, control, debian_disk, debugger, exits, host, idle, smp, startup, table, work
+from benchmarks import boot, control, debian_disk, debugger, disk, exits, host, idle, network, smp, startup, table, work
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result
 
@@ -27,6 +27,9 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result | str]], bool]] 
     "smp": (smp.run_smp, True),
     "debian": (debian_disk.run_debian, False),
     "table": (table.run_table, True),
+    "disk": (disk.run_disk, True),
+    "user": (network.run_user, True),
+    "tap": (network.run_tap, True),
 }
 """By name: what runs it, and whether it needs the Linux guest."""
 

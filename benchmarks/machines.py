@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError
+from benchmarks.tools import add_tools
 from pyhyve.images import GuestImage, ImageError, build_debian
+from pyhyve.images.debian import KERNEL_META_PACKAGE
 
 MEMORY_MB = 512
 _OPTIONS = "-A -H -s 0,hostbridge -s 31,lpc -l com1,stdio -o vmm.backend=soft".split()
@@ -28,10 +31,12 @@ def ours(
     *,
     cpus: int = 1,
     memory_mb: int = MEMORY_MB,
+    slots: Sequence[str] = (),
     cmdline: str = "console=ttyS0",
 ) -> list[str]:
-    """A machine of ours; its name is ``bench``, with more than one vCPU ``benchN``."""
+    """A machine of ours with devices in ``slots``; its name is ``bench``, with more than one vCPU ``benchN``."""
     argv = [*command("bhyve"), "-c", str(cpus), "-m", f"{memory_mb}M", *_OPTIONS]
+    argv += [word for slot in slots for word in ("-s", slot)]
     argv += ["-o", f"boot.kernel={kernel}", "-o", f"boot.cmdline={cmdline}"]
     return [*argv, *(["-o", f"boot.initrd={initrd}"] if initrd else []), "bench" if cpus == 1 else f"bench{cpus}"]
 
@@ -39,13 +44,21 @@ def ours(
 def qemu_options(qemu: str, cpus: int = 1, memory_mb: int = MEMORY_MB) -> list[str]:
     """QEMU's machine, but for what it boots."""
     accel = "tcg,thread=multi" if cpus > 1 else "tcg"
-    return [qemu, *f"-accel {accel} -cpu max -smp {cpus} -m {memory_mb}M -nographic -no-reboot".split()]
+    machine = f"-name bench,debug-threads=on -accel {accel} -cpu max -smp {cpus} -m {memory_mb}M"
+    return [qemu, *machine.split(), "-nographic", "-no-reboot"]
 
 
-def qemu_linux(qemu: str, image: GuestImage, *, cpus: int = 1) -> list[str]:
+def qemu_linux(qemu: str, image: GuestImage, *, cpus: int = 1, devices: Sequence[str] = ()) -> list[str]:
     """QEMU with a Linux guest."""
-    options = qemu_options(qemu, cpus)
+    options = [*qemu_options(qemu, cpus), *devices]
     return [*options, "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", "console=ttyS0"]
+
+
+def _build(kernel: str) -> GuestImage:
+    try:
+        return build_debian(lambda message, _fraction: print(f"guest: {message}", file=sys.stderr), kernel=kernel)
+    except ImageError as error:
+        raise BenchmarkError(f"no Debian guest: {error}") from None
 
 
 @dataclass(eq=False)
@@ -66,10 +79,16 @@ class Context:
     @cached_property
     def image(self) -> GuestImage:
         """The Debian guest, built on first use. Raises ``BenchmarkError``."""
-        try:
-            return build_debian(lambda message, _fraction: print(f"guest: {message}", file=sys.stderr))
-        except ImageError as error:
-            raise BenchmarkError(f"no Debian guest: {error}") from None
+        return _build(KERNEL_META_PACKAGE)
+
+    @cached_property
+    def generic_image(self) -> GuestImage:
+        """The same with the kernel that has drivers for real machines' devices too."""
+        return _build("linux-image-amd64")
+
+    def with_tools(self, image: GuestImage) -> GuestImage:
+        """``image`` with fio and iperf3 in it. Raises ``BenchmarkError``."""
+        return replace(image, initrd=add_tools(image.initrd, self.folder))
 
     def assemble(self, name: str, source: str, *link: str) -> Path:
         """Assemble 32-bit ``source`` and link it with the options ``link``; the file."""

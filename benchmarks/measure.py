@@ -18,7 +18,8 @@ class BenchmarkError(Exception):
 class Result:
     """One line of the report: ``ours`` and, where there is a peer, ``qemu``, in ``unit``, one value a run.
 
-    ``limit`` is the most that our median may be, ``least`` the least; ``ratio_limit`` is for our median over QEMU's.
+    ``limit`` is the most that our median may be, ``least`` the least; ``ratio_limit`` and ``ratio_least`` are those of
+    our median over QEMU's.
     ``note`` says what the line cannot.
     """
 
@@ -29,6 +30,7 @@ class Result:
     limit: float | None = None
     least: float | None = None
     ratio_limit: float | None = None
+    ratio_least: float | None = None
     note: str = ""
 
     @property
@@ -46,6 +48,8 @@ class Result:
             checks.append(statistics.median(self.ours) >= self.least)
         if self.ratio_limit is not None and self.ratio is not None:
             checks.append(self.ratio <= self.ratio_limit)
+        if self.ratio_least is not None and self.ratio is not None:
+            checks.append(self.ratio >= self.ratio_least)
         return all(checks) if checks else None
 
     def line(self) -> str:
@@ -60,6 +64,8 @@ class Result:
             bounds.append(f"at least {quantity(self.least, self.unit)}")
         if self.ratio_limit is not None:
             bounds.append(f"ratio at most {self.ratio_limit:g}")
+        if self.ratio_least is not None:
+            bounds.append(f"ratio at least {self.ratio_least:g}")
         if bounds:
             verdict = {True: "kept", False: "NOT KEPT", None: "not checked"}[self.kept]
             parts.append(f"  [{', '.join(bounds)}: {verdict}]")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import boot, exits, host, idle, work
+from benchmarks import boot, disk, exits, host, idle, network, tools, work
 from benchmarks.console import Console
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result, alternate, quantity, spread
@@ -169,3 +169,51 @@ def test_tiny_guests_assemble(context):
 def test_quick_runs_take_commands_that_exist():
     assert set(work.QUICK) <= set(work.COMMANDS)
     assert Path(main.__file__).with_name("probe.py").exists()
+
+
+def fio_output(first: int, *values: int) -> str:
+    fields = ["3", "fio-3.33", "bench", "0", "0"] + ["0"] * 120
+    fields[first : first + len(values)] = map(str, values)
+    return "fio: some notice\n" + ";".join(fields) + "\n"
+
+
+@pytest.mark.parametrize("first", [pytest.param(5, id="reads"), pytest.param(46, id="writes")])
+def test_fios_rate_and_the_cost_of_a_request_come_from_its_terse_output(first):
+    found = disk.parse_fio(fio_output(first, 4000, 2000, 500, 2000), used=0.25)  # KiB, KiB/s, requests/s, ms
+    assert found == disk.Run(rate=2000 * 1024, requests=500, cost=pytest.approx(250))
+
+
+def test_an_error_of_fio_is_no_figure():
+    failed = fio_output(5, 4000, 2000, 500, 2000).replace("bench;0;0", "bench;0;5")
+    with pytest.raises(BenchmarkError, match="notice"):
+        disk.parse_fio(failed, used=1)
+    with pytest.raises(BenchmarkError, match="not found"):
+        disk.parse_fio("fio: not found", used=1)
+
+
+def test_iperfs_rate_is_the_receivers():
+    output = (
+        b"[  5]   0.00-4.00   sec   400 MBytes   839 Mbits/sec    0             sender\r\n"
+        b"[  5]   0.00-4.00   sec   390 MBytes   800 Mbits/sec                  receiver\r\n"
+    )
+    assert network.parse_iperf(output) == 100e6
+    with pytest.raises(BenchmarkError, match="refused"):
+        network.parse_iperf(b"iperf3: error - connection refused")
+
+
+def test_the_guests_programs_come_behind_the_initrd_on_a_boundary_that_the_kernel_finds(tmp_path, monkeypatch):
+    archive, initrd = tmp_path / "tools.cpio", tmp_path / "version" / "initrd"
+    initrd.parent.mkdir()
+    archive.write_bytes(b"tools")
+    initrd.write_bytes(b"initrd")
+    monkeypatch.setattr(tools, "build_tools", lambda: archive)
+    out = tools.add_tools(initrd, tmp_path)
+    assert out.read_bytes() == b"initrd".ljust(512, b"\0") + b"tools".ljust(512, b"\0")
+    archive.unlink()
+    assert tools.add_tools(initrd, tmp_path) == out
+
+
+def test_a_ratio_can_have_a_least():
+    assert Result("x", "MB/s", [2.0], [1.0], ratio_least=1).kept
+    assert not Result("x", "MB/s", [1.0], [2.0], ratio_least=1).kept
+    assert "ratio at least 1: NOT KEPT" in Result("x", "MB/s", [1.0], [2.0], ratio_least=1).line()

@@ -26,7 +26,9 @@ from pyhyve.lifecycle import State, check_version, saved_dict, saved_list
 if TYPE_CHECKING:
     from pyhyve.hw.pci.bus import PciAddress, PciBus
 
-_COMMAND, _BUS_MASTER = int(Offset.COMMAND), int(Command.BUS_MASTER)  # plain numbers are quicker than flags
+# plain numbers are quicker than flags
+_COMMAND, _BUS_MASTER, _INTX_DISABLE = int(Offset.COMMAND), int(Command.BUS_MASTER), int(Command.INTX_DISABLE)
+_STATUS, _INTERRUPT = int(Offset.STATUS), int(Status.INTERRUPT)
 _BAR_END = Offset.ROM + 4  # there is nothing to be written between the BARs and the ROM's register
 
 
@@ -132,8 +134,9 @@ class PciFunction:
     def set_intx(self, level: bool) -> None:
         """Assert or release the interrupt pin, as far as the command register and MSI let it out."""
         with self.lock:
-            self._intx = level
-            self._update_intx()
+            if level != self._intx:
+                self._intx = level
+                self._update_intx()
 
     @property
     def bus_master(self) -> bool:
@@ -201,10 +204,10 @@ class PciFunction:
                 self.bar_moved(bar)
 
     def _update_intx(self) -> None:
-        status = self.config.get(Offset.STATUS, 2) & ~Status.INTERRUPT
-        self.config.set(Offset.STATUS, 2, status | (Status.INTERRUPT if self._intx else 0))
+        status = self.config.get(_STATUS, 2) & ~_INTERRUPT
+        self.config.set(_STATUS, 2, status | (_INTERRUPT if self._intx else 0))
         if self._pin is not None:
-            disabled = self.config.get(Offset.COMMAND, 2) & Command.INTX_DISABLE
+            disabled = self.config.get(_COMMAND, 2) & _INTX_DISABLE
             self._pin.set(self._intx and not disabled and not self.uses_messages)
 
     # -- lifecycle --

@@ -123,11 +123,15 @@ class Driver:
         self.put(Px.CI, slots)
         self.settle()
 
+    def turn(self) -> None:
+        """Run what was deferred."""
+        while self.deferred:
+            self.deferred.pop(0)()
+
     def settle(self) -> None:
         """Run what was deferred, and wait for the backends, until nothing is left."""
         while True:
-            while self.deferred:
-                self.deferred.pop(0)()
+            self.turn()
             self.hba.drain()
             if not self.deferred:
                 return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pyhyve.hw.storage.ahci.port import ELSEWHERE, PROBE_EVERY, PROBES
 from pyhyve.hw.storage.ahci.registers import Cmd, Ghc, Hba, Irq, Px
 from tests.hw.storage.ahci.conftest import SECTORS
 from tests.hw.storage.ahci.driver import D2H, DATA, FIS, LIST, MEMORY, SDB, TABLES, Driver, h2d
@@ -158,7 +159,7 @@ def test_queued_commands_run_side_by_side_and_end_by_device_bits(hd: Driver, hel
     slots = 1 | 1 << 5 | 1 << 31
     hd.put(Px.SACT, slots)
     hd.put(Px.CI, slots)
-    hd.deferred.pop(0)()
+    hd.turn()
     assert len(held.waiting) == 3
     assert hd.get(Px.CI) == 0
     assert hd.get(Px.SACT) == slots
@@ -178,7 +179,7 @@ def test_a_command_that_is_not_queued_waits_for_the_queue(hd: Driver, held: Held
     hd.prepare(2, h2d(IDENTIFY), [(DATA + 512, 512)])
     hd.put(Px.SACT, 2)
     hd.put(Px.CI, 6)
-    hd.deferred.pop(0)()
+    hd.turn()
     assert hd.get(Px.CI) == 4
     held.release()
     hd.settle()
@@ -304,7 +305,7 @@ def test_a_host_error_is_an_uncorrectable_error_of_that_command(
 def test_stopping_waits_for_what_is_on_its_way_and_reports_nothing(hd: Driver, held: Held) -> None:
     hd.prepare(0, h2d(READ_DMA, 0, 1), [(DATA, 512)])
     hd.put(Px.CI, 1)
-    hd.deferred.pop(0)()
+    hd.turn()
     hd.put(Px.CMD, Cmd.FIS_ENABLE)
     assert hd.get(Px.CI) == 0
     assert hd.get(Px.CMD) & Cmd.LIST_RUNNING
@@ -317,7 +318,7 @@ def test_stopping_waits_for_what_is_on_its_way_and_reports_nothing(hd: Driver, h
 def test_a_link_reset_brings_the_device_back_when_memory_is_left_alone(hd: Driver, held: Held) -> None:
     hd.prepare(0, h2d(READ_DMA, 0, 1), [(DATA, 512)])
     hd.put(Px.CI, 1)
-    hd.deferred.pop(0)()
+    hd.turn()
     hd.put(Px.CMD, Cmd.FIS_ENABLE)
     hd.put(Px.SCTL, 0x301)
     assert hd.get(Px.SSTS) & 0xF != 3
@@ -349,7 +350,7 @@ def test_a_port_can_be_switched_off_and_on(hd: Driver) -> None:
 def test_a_controller_reset_ends_when_memory_is_left_alone(hd: Driver, held: Held) -> None:
     hd.prepare(0, h2d(READ_DMA, 0, 1), [(DATA, 512)])
     hd.put(Px.CI, 1)
-    hd.deferred.pop(0)()
+    hd.turn()
     hd.write(Hba.GHC, Ghc.AHCI_ENABLE | Ghc.RESET)
     assert hd.read(Hba.GHC) & Ghc.RESET
     held.release()
@@ -377,13 +378,62 @@ def test_a_soft_reset_gives_the_signature(hd: Driver) -> None:
 def test_list_override_clears_busy(hd: Driver, held: Held) -> None:
     hd.prepare(0, h2d(READ_DMA, 0, 1), [(DATA, 512)])
     hd.put(Px.CI, 1)
-    hd.deferred.pop(0)()
+    hd.turn()
     assert hd.get(Px.TFD) & 0x80
     hd.put(Px.CMD, Cmd.FIS_ENABLE)
     hd.put(Px.CMD, Cmd.FIS_ENABLE | Cmd.LIST_OVERRIDE)
     assert not hd.get(Px.TFD) & 0x80
     assert not hd.get(Px.CMD) & Cmd.LIST_OVERRIDE
     held.release()
+
+
+# -- who begins commands --
+
+
+def read_one(hd: Driver, slot: int, lba: int = 0) -> None:
+    """A queued read that the host has in its cache."""
+    hd.prepare(slot, queued(slot, lba, 1), [(DATA + 512 * slot, 512)])
+    hd.put(Px.SACT, 1 << slot)
+    hd.put(Px.CI, 1 << slot)
+
+
+def test_a_command_alone_is_over_when_the_write_is(hd: Driver, image: Path) -> None:
+    read_one(hd, 0, 5)
+    assert not hd.deferred
+    assert hd.get(Px.SACT) == 0
+    assert hd.messages == 1
+    assert hd.memory.read(DATA, 512) == image.read_bytes()[5 * 512 : 6 * 512]
+
+
+def test_the_loop_begins_commands_of_a_driver_that_does_not_wait_for_its_interrupts(hd: Driver, image: Path) -> None:
+    read_one(hd, 0)
+    read_one(hd, 1, 6)  # the first one's interrupt has not been taken
+    assert len(hd.deferred) == 1
+    assert hd.get(Px.CI) == 2
+    read_one(hd, 2)
+    assert len(hd.deferred) == 1
+    messages = hd.messages
+    hd.put(Px.IS, 0xFFFFFFFF)
+    hd.write(Hba.IS, 1)
+    hd.turn()
+    assert hd.messages == messages + 1  # one interrupt for both
+    assert hd.get(Px.SACT) == 0
+    assert hd.memory.read(DATA + 512, 512) == image.read_bytes()[6 * 512 : 7 * 512]
+
+
+def test_a_driver_that_waits_again_is_served_at_once_again(hd: Driver) -> None:
+    read_one(hd, 0)
+    read_one(hd, 1)
+    deferred = 0
+    for _ in range(2 * PROBE_EVERY):
+        hd.turn()
+        hd.put(Px.IS, 0xFFFFFFFF)
+        hd.write(Hba.IS, 1)
+        read_one(hd, 0)
+        deferred += len(hd.deferred)
+        last = bool(hd.deferred)
+    assert not last
+    assert ELSEWHERE - 1 <= deferred <= ELSEWHERE + PROBES
 
 
 # -- state --
@@ -393,14 +443,14 @@ def test_what_runs_when_it_is_saved_is_done_after_it_is_restored(hd: Driver, hel
     hd.prepare(2, queued(2, 7, 1), [(DATA, 512)])
     hd.put(Px.SACT, 4)
     hd.put(Px.CI, 4)
-    hd.deferred.pop(0)()
+    hd.turn()
     state = hd.hba.save()
     held.release()
     hd.settle()
     hd.memory.write(DATA, bytes(512))
     hd.hba.restore(state)
     assert hd.get(Px.CI) == 4
-    hd.deferred.pop(0)()
+    hd.turn()
     held.release()
     hd.settle()
     assert hd.get(Px.SACT) == 0

@@ -89,6 +89,7 @@ class Feature(IntEnum):
     ENABLE_LOOK_AHEAD = 0xAA
 
 
+_QUEUED = frozenset(map(int, (Command.READ_QUEUED, Command.WRITE_QUEUED)))
 _STANDBY_POWER, _ACTIVE_POWER = 0x00, 0xFF
 _SPIN_DOWN = (Command.STANDBY, Command.STANDBY_IMMEDIATE, Command.SLEEP)
 # command -> writes, has 48-bit address and 16-bit count, by PIO, on the medium when it ends
@@ -164,7 +165,7 @@ class AtaDisk:
 
     def is_queued(self, request: Request) -> bool:
         """READ and WRITE FPDMA QUEUED."""
-        return request.tf.command in (Command.READ_QUEUED, Command.WRITE_QUEUED)
+        return request.tf.command in _QUEUED
 
     def execute(self, request: Request) -> None:
         """Begin a command. One that is not known, security for example, is aborted."""

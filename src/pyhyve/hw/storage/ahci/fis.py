@@ -26,9 +26,12 @@ FROM_DEVICE = 0x20
 LBA_MODE = 0x40
 SOFT_RESET = 0x04
 _COMMAND = 0x80
+_H2D = int(FisType.H2D)
+# type, flags, command, features, address and device, address and features (high), count, control
+_HOST = struct.Struct("<BBBBIIHxB")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskFile:
     """A register FIS of the host: a command, or (``is_command`` False) a new value of the control register."""
 
@@ -43,20 +46,23 @@ class TaskFile:
     @classmethod
     def parse(cls, fis: bytes) -> TaskFile | None:
         """The 20 bytes at the start of a command table; None if they are something else."""
-        if fis[0] != FisType.H2D:
+        kind, flags, command, features, low, high, count, control = _HOST.unpack_from(fis)
+        if kind != _H2D:
             return None
         return cls(
-            is_command=bool(fis[1] & _COMMAND),
-            command=fis[2],
-            features=fis[3] | fis[11] << 8,
-            lba=fis[4] | fis[5] << 8 | fis[6] << 16 | fis[8] << 24 | fis[9] << 32 | fis[10] << 40,
-            device=fis[7],
-            count=fis[12] | fis[13] << 8,
-            control=fis[15],
+            is_command=flags & _COMMAND != 0,
+            command=command,
+            features=features | high >> 24 << 8,
+            lba=low & 0xFFFFFF | (high & 0xFFFFFF) << 24,
+            device=low >> 24,
+            count=count,
+            control=control,
         )
 
 
 _REGISTERS = struct.Struct("<BBBBBBBBBBBBBBBBI")
+_BITS = struct.Struct("<BBBBI")
+_DEVICE_BITS = int(FisType.DEVICE_BITS)
 
 
 def _pack(kind: int, flags: int, status: int, error: int, lba: int, device: int, count: int, last: int) -> bytes:
@@ -79,4 +85,4 @@ def pio_setup(status: int, lba: int, device: int, count: int, end_status: int, l
 
 def set_device_bits(status: int, error: int, finished: int) -> bytes:
     """Queued commands have ended, a bit each in ``finished``; 8 bytes."""
-    return struct.pack("<BBBBI", FisType.DEVICE_BITS, INTERRUPT, status & 0x77, error, finished)
+    return _BITS.pack(_DEVICE_BITS, INTERRUPT, status & 0x77, error, finished)

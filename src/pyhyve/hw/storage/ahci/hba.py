@@ -63,19 +63,30 @@ class AhciController:
             Cap.ADDRESS_64 | Cap.NCQ | Cap.COMMAND_LIST_OVERRIDE | Cap.GEN3 | Cap.AHCI_ONLY | Cap.PIO_BLOCKS
         ) | (SLOTS - 1) << CAP_SLOTS_SHIFT | (len(drives) - 1)  # fmt: skip
         self.ports = [Port(self, drive) for drive in drives]
+        self._active = False
+        """Whether the interrupt pin is held."""
         self._wired = [(1 << index, port) for index, port in enumerate(self.ports) if port.drive is not None]
-        self._registers: dict[int, Callable[[], int]] = {
+        self._readers: dict[int, Callable[[], int]] = {
             Hba.CAP: lambda: self.cap,
             Hba.GHC: lambda: self.ghc,
             Hba.IS: lambda: self.status,
             Hba.PI: lambda: self.implemented,
             Hba.VS: lambda: VERSION,
         }
+        self._writers: dict[int, Callable[[int], None]] = {Hba.GHC: self._write_ghc, Hba.IS: self._write_status}
+        for index, port in enumerate(self.ports):
+            if port.drive is not None:
+                base = PORT_BASE + PORT_SIZE * index
+                self._readers.update((base + register, read) for register, read in port.readers().items())
+                self._writers.update((base + register, write) for register, write in port.writers().items())
 
     # -- for the bus --
 
     def read(self, offset: int, size: int) -> int:
         """Registers are dwords; any part of one, or two, can be read."""
+        exact = self._readers.get(offset)
+        if exact is not None and size == 4:
+            return exact()
         first = offset & ~3
         value = self._read_register(first)
         if offset + size > first + 4:
@@ -91,31 +102,18 @@ class AhciController:
             self._write_register(offset + 4, value >> 32)
 
     def _read_register(self, offset: int) -> int:
-        if offset >= PORT_BASE:
-            port = self._port(offset)
-            return 0 if port is None else port.read((offset - PORT_BASE) % PORT_SIZE)
-        register = self._registers.get(offset)
+        register = self._readers.get(offset)
         return 0 if register is None else register()
 
     def _write_register(self, offset: int, value: int) -> None:
-        if self._resetting:
-            return
-        if offset >= PORT_BASE:
-            port = self._port(offset)
-            if port is not None:
-                port.write((offset - PORT_BASE) % PORT_SIZE, value)
-        elif offset == Hba.GHC:
-            self._write_ghc(value)
-        elif offset == Hba.IS:
-            before = self.status
-            self.status &= ~value
-            self.update(remind=before & value != 0)
+        register = self._writers.get(offset)
+        if register is not None and not self._resetting:
+            register(value)
 
-    def _port(self, offset: int) -> Port | None:
-        index = (offset - PORT_BASE) // PORT_SIZE
-        if index < len(self.ports) and self.implemented >> index & 1:
-            return self.ports[index]
-        return None
+    def _write_status(self, value: int) -> None:
+        before = self.status
+        self.status &= ~value
+        self.update(remind=before & value != 0)
 
     def _write_ghc(self, value: int) -> None:
         if value & Ghc.RESET:
@@ -159,12 +157,14 @@ class AhciController:
         """Look at every port's interrupt bits; ``remind`` sends a message for what is still set."""
         pending = 0
         for bit, port in self._wired:
-            if port.pending & port.enable:
+            if port.pending() & port.enable:
                 pending |= bit
         new = pending & ~self.status
         self.status |= pending
         active = bool(self.status and self.ghc & _INTERRUPTS)
-        self._set_level(active)
+        if active != self._active:
+            self._active = active
+            self._set_level(active)
         if active and (new or remind):
             self._send_message()
 

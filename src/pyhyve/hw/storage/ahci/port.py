@@ -2,10 +2,16 @@
 
 Document: AHCI 1.3, §3.3 (registers), §5.3 (what the controller does with a port), §6 (errors), §10.1 to §10.4 (use).
 
-A driver writes bits to PxCI. That only marks the slots; ``process``, which the controller calls in the event loop's
-thread, reads each one's header, command table and region descriptors, and has the drive begin the command. The data
-moves between the backend and guest memory in the backend's threads. At the end the task file, a frame in memory and an
+A driver writes bits to PxCI, which mark slots; ``process`` reads each one's header, command table and region
+descriptors, and has the drive begin the command. The data moves between the backend and guest memory in the backend's
+threads, or at once if it is little and the host has it in its cache. At the end the task file, a frame in memory and an
 interrupt tell the driver. Queued (NCQ) commands run side by side, any other one alone.
+
+``process`` runs where it is over soonest. A driver that has one command at a time waits for it: then the vCPU's own
+thread, in the write to PxCI, is quicker than one that has to wake up first. One that goes on with other commands is
+served by the event loop's thread meanwhile, and needs fewer interrupts. The two are told apart by whether a write to
+PxCI finds commands that have not ended or whose interrupt has not been taken. Since a command that is over at once is
+never found so, a few go to the loop's thread from time to time, to see.
 
 A command that fails stops the list until the driver has cleared PxCMD.ST; so does an address outside memory. Requests
 that are on their way when a driver stops the port or resets it are waited for, not reported: PxCMD.CR stays set, or
@@ -54,6 +60,9 @@ _FROM_SERR, _CONNECT, _EXCHANGED = int(IRQ_FROM_SERR), int(Irq.CONNECT), int(Ser
 _D2H, _PIO, _DEVICE_BITS, _DESCRIPTOR = int(Irq.D2H), int(Irq.PIO_SETUP), int(Irq.DEVICE_BITS), int(Irq.DESCRIPTOR)
 _START, _FIS_ENABLE, _CURRENT_SLOT = int(Cmd.START), int(Cmd.FIS_ENABLE), int(Cmd.CURRENT_SLOT)
 _BUSY, _ERROR = int(Ata.BUSY), int(Ata.ERROR)
+ELSEWHERE, PROBE_EVERY, PROBES = 64, 128, 4
+"""Writes to PxCI: how many go to the event loop once one has met another's command, and how many from time to time."""
+
 _AFTER_RESET = 0x0100
 """The error register after a reset: diagnostics passed."""
 
@@ -108,6 +117,8 @@ class Port:
         self._generation = 0
         self._running: dict[int, Request] = {}
         self._alone = False
+        self._processing = False
+        self._here = self._elsewhere = 0
         self._last_slot = SLOTS - 1
         self._soft_reset = False
         self.power_on()
@@ -127,72 +138,77 @@ class Port:
 
     # -- registers --
 
-    def read(self, register: int) -> int:
-        """A 32-bit register."""
-        match register:  # those that every interrupt reads come first
-            case Px.IS:
-                return self.pending
-            case Px.SACT:
-                return self.sact
-            case Px.CI:
-                return self.ci
-            case Px.TFD:
-                return self.tfd
-            case Px.CMD:
-                return self.cmd
-            case Px.CLB:
-                return self.clb & _ALL
-            case Px.CLBU:
-                return self.clb >> 32
-            case Px.FB:
-                return self.fb & _ALL
-            case Px.FBU:
-                return self.fb >> 32
-            case Px.IE:
-                return self.enable
-            case Px.SIG:
-                return self.sig
-            case Px.SSTS:
-                return self.ssts
-            case Px.SCTL:
-                return self.sctl
-            case Px.SERR:
-                return self.serr
-        return 0
+    def readers(self) -> dict[int, Callable[[], int]]:
+        """What reads each register, 32 bits wide, by its offset."""
+        return {
+            Px.CLB: lambda: self.clb & _ALL,
+            Px.CLBU: lambda: self.clb >> 32,
+            Px.FB: lambda: self.fb & _ALL,
+            Px.FBU: lambda: self.fb >> 32,
+            Px.IS: self.pending,
+            Px.IE: lambda: self.enable,
+            Px.CMD: lambda: self.cmd,
+            Px.TFD: lambda: self.tfd,
+            Px.SIG: lambda: self.sig,
+            Px.SSTS: lambda: self.ssts,
+            Px.SCTL: lambda: self.sctl,
+            Px.SERR: lambda: self.serr,
+            Px.SACT: lambda: self.sact,
+            Px.CI: lambda: self.ci,
+        }
 
-    def write(self, register: int, value: int) -> None:
-        """A 32-bit register."""
-        match register:
-            case Px.IS:
-                self.irq &= ~value
-                self._controller.update()
-            case Px.SACT:
-                if self.cmd & _START:
-                    self.sact |= value
-            case Px.CI:
-                if self.cmd & _START:
-                    self.ci |= value
-                    self._controller.schedule(self)
-            case Px.CLB:
-                self.clb = self.clb & ~_ALL | value & ~0x3FF
-            case Px.CLBU:
-                self.clb = self.clb & _ALL | value << 32
-            case Px.FB:
-                self.fb = self.fb & ~_ALL | value & ~0xFF
-            case Px.FBU:
-                self.fb = self.fb & _ALL | value << 32
-            case Px.IE:
-                self.enable = value & IRQ_MASK
-                self._controller.update()
-            case Px.CMD:
-                self._write_cmd(value)
-            case Px.SCTL:
-                self._write_sctl(value)
-            case Px.SERR:
-                self.serr &= ~value
-                self._controller.update()
+    def writers(self) -> dict[int, Callable[[int], None]]:
+        """What writes each register, 32 bits wide, by its offset."""
+        return {
+            Px.CLB: lambda value: self._set_base("clb", self.clb & ~_ALL | value & ~0x3FF),
+            Px.CLBU: lambda value: self._set_base("clb", self.clb & _ALL | value << 32),
+            Px.FB: lambda value: self._set_base("fb", self.fb & ~_ALL | value & ~0xFF),
+            Px.FBU: lambda value: self._set_base("fb", self.fb & _ALL | value << 32),
+            Px.IS: self._write_irq,
+            Px.IE: self._write_enable,
+            Px.CMD: self._write_cmd,
+            Px.SCTL: self._write_sctl,
+            Px.SERR: self._write_serr,
+            Px.SACT: self._write_sact,
+            Px.CI: self._write_ci,
+        }
 
-    @property
+    def _set_base(self, name: str, gpa: int) -> None:
+        setattr(self, name, gpa)
+
+    def _write_irq(self, value: int) -> None:
+        self.irq &= ~value
+        self._controller.update()
+
+    def _write_enable(self, value: int) -> None:
+        self.enable = value & IRQ_MASK
+        self._controller.update()
+
+    def _write_serr(self, value: int) -> None:
+        self.serr &= ~value
+        self._controller.update()
+
+    def _write_sact(self, value: int) -> None:
+        if self.cmd & _START:
+            self.sact |= value
+
+    def _write_ci(self, value: int) -> None:
+        if not self.cmd & _START:
+            return
+        if self._running or self.irq or self.ci:
+            self._elsewhere = ELSEWHERE
+        elif self._elsewhere:
+            self._elsewhere -= 1
+        else:
+            self._here += 1
+            if self._here == PROBE_EVERY:
+                self._here, self._elsewhere = 0, PROBES
+        self.ci |= value
+        if self._elsewhere:
+            self._controller.schedule(self)
+        else:
+            self.process()
+
     def pending(self) -> int:
         """PxIS."""
         return self.irq & ~_FROM_SERR | (_CONNECT if self.serr & _EXCHANGED else 0)
@@ -284,9 +300,12 @@ class Port:
 
     def process(self) -> None:
         """Begin every command that can be begun. With the lock held."""
-        going = True
+        if self._processing:
+            return  # a command has ended at once: those behind it come next below
+        self._processing = going = True
         while going and (slot := self._next_slot()) is not None:
             going = self._guard(partial(self._issue, slot))
+        self._processing = False
         self._controller.update()
 
     def _guard(self, function: Callable[[], bool]) -> bool:
@@ -307,11 +326,11 @@ class Port:
             return None
         if not self.cmd & _START or self.ssts & DET_MASK != SSTS_PRESENT & DET_MASK or not self._controller.enabled:
             return None
-        for step in range(1, SLOTS + 1):
-            slot = (self._last_slot + step) % SLOTS
-            if waiting >> slot & 1 and slot not in self._running:
-                return slot
-        return None
+        for slot in self._running:
+            waiting &= ~(1 << slot)
+        later = waiting >> self._last_slot + 1 << self._last_slot + 1
+        first = later or waiting
+        return (first & -first).bit_length() - 1 if first else None
 
     def _issue(self, slot: int) -> bool:
         """Begin a command; False if it has to wait for those that run."""
@@ -358,7 +377,7 @@ class Port:
         """Put a frame into the area for received ones."""
         if self.cmd & _FIS_ENABLE:
             try:
-                self._controller.memory.write(self.fb + fis.RECEIVED_AT[kind], frame)
+                self._controller.memory.view(self.fb + fis.RECEIVED_AT[kind], len(frame))[:] = frame
             except OutsideMemory:
                 self._fatal(Irq.HOST_BUS_FATAL)
 
@@ -464,7 +483,7 @@ class Port:
 
     def _next(self) -> None:
         if self.ci and not self._halted:
-            self._controller.schedule(self)
+            self.process()
 
     # -- lifecycle --
 

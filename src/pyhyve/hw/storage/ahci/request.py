@@ -9,7 +9,6 @@ moves raises ``TableTooShort``. Neighbouring regions are joined, so that a trans
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from pyhyve.hw.storage.ahci.fis import TaskFile
 from pyhyve.hw.storage.ahci.registers import (
@@ -26,6 +25,8 @@ from pyhyve.memory import GuestMemory, OutsideMemory
 
 _PRD = struct.Struct("<QII")
 _PRDS_AT_ONCE = 64
+_HEADER = struct.Struct("<IIQ")
+_FIS_LENGTH = int(Header.FIS_LENGTH)
 
 
 class BadAddress(Exception):
@@ -69,15 +70,15 @@ class Request:
         self.queued = False
         """Whether others may overtake it (NCQ)."""
         try:
-            first, _, table = memory.unpack(self._header_gpa, "<IIQ")
-            self.flags = Header(first & 0xFFFF)
+            first, _, table = _HEADER.unpack(memory.read(self._header_gpa, _HEADER.size))
+            self.flags = first & 0xFFFF
             self._table_length = first >> 16
             self._table = table & ~0x7F
             fis = memory.read(self._table, TABLE_FIS_SIZE)
         except OutsideMemory:
             raise BadAddress from None
         tf = TaskFile.parse(fis)
-        if tf is None or self.flags & Header.FIS_LENGTH < 5:
+        if tf is None or self.flags & _FIS_LENGTH < 5:
             raise BadFis
         self.tf = tf
 
@@ -92,32 +93,44 @@ class Request:
         """The first ``length`` bytes of the data as ``(gpa, length)``, fewer if the table has fewer; not checked."""
         found: list[tuple[int, int]] = []
         start = end = 0
-        for gpa, count, interrupt in self._table_entries():
+        for first in range(0, self._table_length, _PRDS_AT_ONCE):
+            count = min(_PRDS_AT_ONCE, self._table_length - first)
+            try:
+                table = self._memory.read(self._table + TABLE_PRDT + PRD_SIZE * first, PRD_SIZE * count)
+            except OutsideMemory:
+                raise BadAddress from None
+            for gpa, _, last in _PRD.iter_unpack(table):
+                if not length:
+                    break
+                count = min((last & PRD_BYTES | 1) + 1, length)
+                self.notify |= last & PRD_INTERRUPT != 0
+                length -= count
+                gpa &= ~1
+                if gpa == end:
+                    end += count
+                    continue
+                if end > start:
+                    found.append((start, end - start))
+                start, end = gpa, gpa + count
             if not length:
                 break
-            if count > length:
-                count = length
-            self.notify |= interrupt
-            length -= count
-            if gpa == end:
-                end += count
-                continue
-            if end > start:
-                found.append((start, end - start))
-            start, end = gpa, gpa + count
         if end > start:
             found.append((start, end - start))
         return found
 
     def buffers(self, length: int) -> list[memoryview]:
         """Views of guest memory for exactly ``length`` bytes."""
-        self._regions = self.regions(length)
-        if sum(count for _, count in self._regions) < length:
-            raise TableTooShort
+        self._regions = regions = self.regions(length)
+        view, found, buffers = self._memory.view, 0, []
         try:
-            return [self._memory.view(gpa, count) for gpa, count in self._regions]
+            for gpa, count in regions:
+                found += count
+                buffers.append(view(gpa, count))
         except OutsideMemory:
             raise BadAddress from None
+        if found < length:
+            raise TableTooShort
+        return buffers
 
     def received(self) -> None:
         """The buffers were filled: whoever caches memory hears of it."""
@@ -153,13 +166,3 @@ class Request:
             self._memory.write_uint(self._header_gpa + 4, self.moved, 4)
         except OutsideMemory:
             raise BadAddress from None
-
-    def _table_entries(self) -> Iterator[tuple[int, int, bool]]:
-        for first in range(0, self._table_length, _PRDS_AT_ONCE):
-            count = min(_PRDS_AT_ONCE, self._table_length - first)
-            try:
-                table = self._memory.read(self._table + TABLE_PRDT + PRD_SIZE * first, PRD_SIZE * count)
-            except OutsideMemory:
-                raise BadAddress from None
-            for gpa, _, last in _PRD.iter_unpack(table):
-                yield gpa & ~1, (last & PRD_BYTES | 1) + 1, bool(last & PRD_INTERRUPT)
