@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.console import PROMPT, Console
+from benchmarks.idle import cpu_seconds
 from benchmarks.machines import MEMORY_MB, Context, ours, qemu_linux
 from benchmarks.measure import BenchmarkError, Result, alternate
 
@@ -59,12 +60,6 @@ def own_memory(smaps: str, guest_mb: int) -> float:
     return total / 1024
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @cache
 def boots(context: Context) -> tuple[list[Boot], list[Boot]]:
     """The boots that ``boot`` and ``memory`` look at, ours and QEMU's."""
@@ -73,7 +68,7 @@ def boots(context: Context) -> tuple[list[Boot], list[Boot]]:
     def boot(argv: list[str]) -> Boot:
         with Console(argv) as console:
             seconds = console.expect(PROMPT) - console.spawned
-            cpu = cpu_seconds(console.process.pid)
+            cpu = cpu_seconds(Path(f"/proc/{console.process.pid}/stat").read_text())
             smaps = Path(f"/proc/{console.process.pid}/smaps").read_text()
             return Boot(seconds, own_memory(smaps, MEMORY_MB), cpu)
 

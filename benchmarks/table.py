@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import boot, profile
-from benchmarks.boot import cpu_seconds
 from benchmarks.console import PROMPT, Console
+from benchmarks.idle import cpu_seconds
 from benchmarks.machines import Context, ours, qemu_linux
 from benchmarks.measure import BenchmarkError, Result, quantity
 from benchmarks.suite import ALL_LINES, GROUPS, PLACE, WORKLOADS, Cargo, Workload, pack
@@ -156,10 +156,11 @@ _PROMPT = f"root@debian:{PLACE}# ".encode()
 
 
 def _timed(console: Console, command: str, cpu_time: bool) -> tuple[float, bytes]:
-    before = cpu_seconds(console.process.pid)
+    stat = Path(f"/proc/{console.process.pid}/stat")
+    before = cpu_seconds(stat.read_text())
     seconds, output = console.time(command, prompt=_PROMPT)
     if cpu_time:
-        seconds = cpu_seconds(console.process.pid) - before
+        seconds = cpu_seconds(stat.read_text()) - before
     return seconds, output.replace(b"\r", b"")
 
 

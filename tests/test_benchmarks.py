@@ -2,16 +2,18 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import boot, disk, exits, host, idle, network, tools, work
+from benchmarks import boot, disk, exits, host, idle, network, profile, suite, tools, work
 from benchmarks.console import Console
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result, alternate, quantity, spread
+from benchmarks.table import Line
 
 SMAPS = """\
 7f0000000000-7f0020000000 rw-s 00000000 00:01 1000                       /memfd:pyhyve-guest (deleted)
@@ -217,3 +219,32 @@ def test_a_ratio_can_have_a_least():
     assert Result("x", "MB/s", [2.0], [1.0], ratio_least=1).kept
     assert not Result("x", "MB/s", [1.0], [2.0], ratio_least=1).kept
     assert "ratio at least 1: NOT KEPT" in Result("x", "MB/s", [1.0], [2.0], ratio_least=1).line()
+def test_every_workload_does_some_of_its_work(tmp_path):
+    """A checksum that depends on nothing but the amount; each belongs to a group with a limit."""
+    for tool in ("gcc", "nm"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no `{tool}` on this host")
+    cargo = suite.pack(tmp_path)
+    assert len(suite.text(1000)) == 1000
+    for workload in suite.WORKLOADS:
+        assert workload.group in suite.GROUPS
+        if workload.needs:
+            continue
+        program, name, _ = workload.line(quick=True).split()
+        runs = [subprocess.run([program, name, "1"], cwd=tmp_path, capture_output=True, check=True) for _ in range(2)]
+        assert len(runs[0].stdout) == 17
+        assert runs[0].stdout == runs[1].stdout
+        assert f"{suite.PLACE}/{program[2:]}" in cargo.files
+    usage = subprocess.run([tmp_path / "integer"], capture_output=True, text=True, check=False)
+    assert usage.returncode == 2
+    assert "usage" in usage.stderr
+def test_a_line_compares_with_qemu_and_the_host():
+    line = Line("calls", "recursion", [0.4, 0.6, 0.5], [1.0], [0.25])
+    assert line.ratio == 0.5
+    assert "×  2.00" in line.text()
+    assert "[at most 0.4: NOT KEPT; aim native × 2]" in line.text()
+    assert Line("calls", "recursion", [0.5]).ratio is None
+def test_symbols_of_the_engine_are_readable():
+    assert profile._readable("__pyx_f_6pyhyve_3vmm_4soft_3mmu_tlb_fill") == "mmu.tlb_fill"
+    assert profile._readable("__pyx_f_6pyhyve_3vmm_4soft_6blocks_block_find.part.0") == "blocks.block_find"
+    assert profile._readable("memcpy") == "memcpy"

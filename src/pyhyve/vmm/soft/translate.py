@@ -1011,10 +1011,18 @@ def emit_call(x: cython.pointer(Context), insn: cython.pointer(Insn), direct: cy
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
+def foresees_returns(x: cython.pointer(Context)) -> cython.bint:
+    """Does code of this mode use the host's stack for calls and returns, and one look-up for several pushes?"""
+    return (x.mode & (MODE_CODE64 | MODE_STEP | MODE_ALIGN)) == MODE_CODE64
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
 def comes_back(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.bint:
     """May a call use the host's? Not where the instruction behind it may lie in two pages: jumps to that are not chained."""
     return (
-        (x.mode & (MODE_CODE64 | MODE_STEP)) == MODE_CODE64
+        foresees_returns(x)
         and x.block.gpa2 == NO_PAGE
         and insn.page_offset + insn.length <= 4096 - 15
     )
@@ -1027,7 +1035,7 @@ def emit_return(x: cython.pointer(Context)) -> cython.void:
     """Return to the linear address in T0."""
     a: cython.pointer(Asm) = cython.address(x.a)
     hit: cython.pointer(uint8_t)
-    if (x.mode & (MODE_CODE64 | MODE_STEP)) != MODE_CODE64:
+    if not foresees_returns(x):
         emit_far_jump(x)
         return
     mov(a, T2, HRCX)
@@ -1761,7 +1769,7 @@ def group_length(x: cython.pointer(Context), first: uint32_t) -> uint32_t:
     kind: uint32_t = ops[x.insns[first].op].kind
     n: uint32_t = 0
     insn: cython.pointer(Insn)
-    if (x.mode & (MODE_CODE64 | MODE_STEP)) != MODE_CODE64 or (kind != K_PUSH and kind != K_POP):
+    if not foresees_returns(x) or (kind != K_PUSH and kind != K_POP):
         return 1
     while first + n < x.count:
         insn = cython.address(x.insns[first + n])
@@ -1823,6 +1831,7 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
     i: uint32_t
     insn: cython.pointer(Insn) = cython.address(x.insns[cold.insn])
     add_map(x, insn)
+    forget_held(x)
     if cold.kind == COLD_CHAIN:
         cython.cast(cython.pointer(Link), cold.back).cold = here(a)
     if cold.linked == 0:
