@@ -51,6 +51,11 @@ def check_name(name: bytes) -> bytes:
     return name
 
 
+def identity_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from any other: where it is, and its type, as numbers are used again for others."""
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
+
+
 class Node:
     """One file of the share, held by an O_PATH descriptor while it is pinned, and as long as there is room."""
 
@@ -58,9 +63,8 @@ class Node:
 
     def __init__(self, fd: int, status: os.stat_result, parent: Node | None, name: bytes) -> None:
         self.fd = fd
-        self.identity = (status.st_dev, status.st_ino)
+        self.identity = identity_of(status)
         self.type = stat.S_IFMT(status.st_mode)
-        """Never changes: a file of another type has another identity, or is not opened again."""
         self.parent = parent
         self.name = name
         self.children: dict[bytes, Node] = {}
@@ -112,7 +116,7 @@ class Share:
         self._reviving = threading.Lock()
         self._devices: dict[int, int] = {}
         self.root = Node(fd, os.fstat(fd), None, b"")
-        self.qid_path(*self.root.identity)
+        self.qid_path(*self.root.identity[:2])
 
     def close(self) -> None:
         """Let go of the folder. What is still used keeps its descriptor."""
@@ -189,7 +193,7 @@ class Share:
         status = os.fstat(fd)
         with self._lock:
             known = folder.children.get(name)
-            if known is None or known.identity != (status.st_dev, status.st_ino):
+            if known is None or known.identity != identity_of(status):
                 if known is not None:
                     self._open.pop(known, None)  # it has no name any more, so it keeps its descriptor
                 node = folder.children[name] = Node(fd, status, folder, name)
@@ -261,7 +265,7 @@ class Share:
             for each in reversed(chain):
                 fd = self.open_fd(each.name, _O_PATH, folder=folder.fd)
                 status = os.fstat(fd)
-                if each.identity != (status.st_dev, status.st_ino) or not self._opened(each, fd):
+                if each.identity != identity_of(status) or not self._opened(each, fd):
                     self.close_fd(fd)
                 if each.fd < 0:
                     raise OSError(errno.ESTALE, "something else has the name now")
@@ -313,7 +317,7 @@ class Share:
         self.take_pinned(folder)
         try:
             status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-            if (status.st_dev, status.st_ino) != node.identity:
+            if identity_of(status) != node.identity:
                 raise OSError(errno.ESTALE, "something else has the name now")
             yield folder, name
         finally:
