@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from pyhyve.backends.net import Offload
 from pyhyve.hw.net import virtio_net
+from pyhyve.hw.virtio.p9 import files
 from tests.hw.fuzz.guard import Guard, guarded_memory
 from tests.hw.fuzz.requests import BEGINNINGS, MAKERS
 from tests.hw.virtio.driver import KINDS, MEMORY, Driver, Rig
@@ -139,6 +140,8 @@ class VirtioFuzzer:
         elif name == "virtio-9p":
             self.other = Folder(pick, folder / "share")
             options = {"sharename": "share", "path": str(folder / "share")}
+            if seed % 2:  # fewer descriptors than files
+                self.stack.enter_context(patch.object(files, "MOST_DESCRIPTORS", 8))
         elif name == "virtio-net":
             self.other = network = Network(pick)
             self.stack.enter_context(patch.object(virtio_net, "open_net", lambda options, loop: network))

@@ -112,6 +112,43 @@ def test_there_is_an_end_to_descriptors(connect, folder: Path, monkeypatch: pyte
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
+def test_more_files_are_in_use_than_descriptors(connect, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_DESCRIPTORS", 16)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(8):
+        (folder / f"d{number}" / "deep").mkdir(parents=True)
+        for name in range(20):
+            (folder / f"d{number}" / "deep" / f"f{name}").write_bytes(bytes(20 * number + name))
+    client = connect()
+    fids = {20 * d + f: client.walk(f"d{d}", "deep", f"f{f}") for d in range(8) for f in range(20)}
+    assert len(os.listdir("/proc/self/fd")) <= before + 16 + 10  # and what a device has besides
+    assert [client.getattr(fid)["size"] for fid in fids.values()] == list(fids)
+    # a rename of the guest's is known to those that are parked below it
+    client.call(p9.RENAMEAT, pack("dsds", ROOT, "d3", ROOT, "moved"))
+    client.call(p9.RENAMEAT, pack("dsds", client.walk("d5", "deep"), "f7", ROOT, "f107"))
+    assert [client.getattr(fid)["size"] for fid in fids.values()] == list(fids)
+    # what has lost its name is as good as ever, if the guest took it
+    client.call(p9.UNLINKAT, pack("dsd", client.walk("d1", "deep"), "f1", 0))
+    client.call(p9.RENAMEAT, pack("dsds", ROOT, "f107", client.walk("d1", "deep"), "f2"))
+    assert [client.getattr(fid)["size"] for fid in fids.values()] == list(fids)
+    # the host's own changes are seen where the file is not open, and do not matter where it is
+    opened = client.open("d0", "deep", "f9")
+    assert len(client.read(opened)) == 9
+    for name in (8, 9):
+        (folder / "new").write_bytes(b"another")
+        (folder / "new").rename(folder / "d0" / "deep" / f"f{name}")
+    for fid in fids.values():
+        if fid not in (fids[8], fids[9]):
+            client.getattr(fid)
+    refused(errno.ESTALE, client.getattr, fids[8])
+    assert (len(client.read(opened)), client.getattr(opened)["size"]) == (9, 9)
+    assert client.getattr(client.walk("d0", "deep", "f8"))["size"] == 7
+    for fid in fids.values():
+        client.clunk(fid)
+    client.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_there_is_an_end_to_attributes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fids, "MOST_ATTRIBUTE_BYTES", 100)
     first = client.walk("hello")

@@ -56,6 +56,7 @@ class Content(SessionBase):
                 self.share.close_file(file)
                 raise
             qid = self.qid_of(node)
+            self.share.unpin(node)
             self.fids.change(number, fid, Fid(node, fid.uid, file))
             return qid + wire.encode("d", 0)
 

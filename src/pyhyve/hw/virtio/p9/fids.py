@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pyhyve.hw.virtio.p9.files import Node, OpenFile, Share
 
-MOST_FIDS = 1 << 16
+MOST_FIDS = 1 << 18
 MOST_ATTRIBUTE_BYTES = 4 << 20
 """Values of extended attributes that are held for all fids together."""
 
@@ -61,11 +61,13 @@ class FidTable:
             if file is not None:
                 share.take_file(file)
         try:
-            yield copy
+            share.pin(node, file)
+            try:
+                yield copy
+            finally:
+                share.unpin(node)
         finally:
-            share.release(node)
-            if file is not None:
-                share.close_file(file)
+            self.let_go(copy)
 
     def _get(self, number: int) -> Fid:
         try:

@@ -10,6 +10,10 @@ Only regular files and directories are ever opened for their content, after the 
 or a device would block this program or do something on the host. The guest makes its own of them by what it sees.
 
 A node that is reached by several walks is one node, so that a rename is seen by all of them.
+
+Linux keeps a fid for every file in its cache, which may be more than this process can have open. A node that nobody
+works with is then closed ("parked"), the one least lately used first, and opened again by its name in its folder when
+it is needed, if that is the same file still. ``pin`` makes a node one that is open and stays so.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ import os
 import resource
 import stat
 import threading
+from collections import OrderedDict
+from collections.abc import Iterator
 
 from pyhyve.errors import DeviceError
 from pyhyve.hw.virtio.p9.calls import place
@@ -27,8 +33,8 @@ from pyhyve.hw.virtio.p9.wire import QID, QidType
 
 LONGEST_NAME = 255
 LONGEST_TARGET = 4095
-MOST_DESCRIPTORS = 1 << 16
-"""Of the host's, for one share: as many files as a guest can have in use at a time."""
+MOST_DESCRIPTORS = 1 << 14
+"""Of the host's, for one share."""
 
 _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENABLE = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND | os.O_DSYNC | os.O_SYNC | os.O_DIRECTORY
@@ -45,20 +51,32 @@ def check_name(name: bytes) -> bytes:
     return name
 
 
-class Node:
-    """One file of the share, held by an O_PATH descriptor for as long as somebody uses it."""
+def identity_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from any other: where it is, and its type, as numbers are used again for others."""
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
-    __slots__ = ("children", "fd", "identity", "name", "parent", "type", "users")
+
+class Node:
+    """One file of the share, held by an O_PATH descriptor while it is pinned, and as long as there is room."""
+
+    __slots__ = ("children", "fd", "identity", "name", "parent", "pins", "type", "users")
 
     def __init__(self, fd: int, status: os.stat_result, parent: Node | None, name: bytes) -> None:
         self.fd = fd
-        self.identity = (status.st_dev, status.st_ino)
+        self.identity = identity_of(status)
         self.type = stat.S_IFMT(status.st_mode)
-        """Never changes as long as the descriptor holds the file."""
         self.parent = parent
         self.name = name
         self.children: dict[bytes, Node] = {}
         self.users = 1
+        """Fids and children that it is there for."""
+        self.pins = 1
+        """Requests that work with it."""
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it can be found again by its name."""
+        return self.parent is not None and self.parent.children.get(self.name) is self
 
 
 class OpenFile:
@@ -93,9 +111,12 @@ class Share:
             raise DeviceError(f"cannot share {path}: /proc is not mounted") from None
         self._lock = threading.Lock()
         self._room = _descriptors() - 1
+        self._open: OrderedDict[Node, None] = OrderedDict()
+        """Nodes that may be parked, the one least lately used first."""
+        self._reviving = threading.Lock()
         self._devices: dict[int, int] = {}
         self.root = Node(fd, os.fstat(fd), None, b"")
-        self.qid_path(*self.root.identity)
+        self.qid_path(*self.root.identity[:2])
 
     def close(self) -> None:
         """Let go of the folder. What is still used keeps its descriptor."""
@@ -106,15 +127,26 @@ class Share:
     def open_fd(self, name: bytes | str, flags: int, mode: int = 0o600, folder: int | None = None) -> int:
         """open(2), within the share's number of descriptors."""
         with self._lock:
-            if not self._room:
-                raise OSError(errno.EMFILE, "too many files in use")
-            self._room -= 1
+            parked = -1 if self._room else self._park()
+            if self._room:
+                self._room -= 1
+        if parked >= 0:
+            os.close(parked)
         try:
             return os.open(name, flags, mode, dir_fd=folder)
         except BaseException:
             with self._lock:
                 self._room += 1
             raise
+
+    def _park(self) -> int:
+        """Take the descriptor away from a node that nobody works with. Raises ``OSError`` if there is none."""
+        for node in self._open:
+            if not node.pins:
+                del self._open[node]
+                fd, node.fd = node.fd, -1
+                return fd
+        raise OSError(errno.EMFILE, "too many files in use")
 
     def close_fd(self, fd: int) -> None:
         """Close what ``open_fd`` opened."""
@@ -139,7 +171,9 @@ class Share:
                 at.users -= 1
                 if at.users:
                     break
-                unused.append(at.fd)
+                if at.fd >= 0:
+                    unused.append(at.fd)
+                self._open.pop(at, None)
                 parent = at.parent
                 if parent is not None and parent.children.get(at.name) is at:
                     del parent.children[at.name]
@@ -148,42 +182,154 @@ class Share:
             self.close_fd(fd)
 
     def walk(self, folder: Node, name: bytes) -> Node:
-        """What is called ``name`` in ``folder``, with one user more. Raises ``OSError``."""
+        """What is called ``name`` in ``folder``, which is pinned: one user more, and pinned. Raises ``OSError``."""
         if name == b"..":
-            return self.take(folder.parent or folder)
+            return self.take_pinned(folder.parent or folder)
         fd = self.open_fd(check_name(name), _O_PATH, folder=folder.fd)
         return self.adopt(folder, name, fd)
 
     def adopt(self, folder: Node, name: bytes, fd: int) -> Node:
-        """The node for an O_PATH descriptor that was found under ``name``, with one user more."""
+        """The node for an O_PATH descriptor that was found under ``name``, with one user more, and pinned."""
         status = os.fstat(fd)
         with self._lock:
             known = folder.children.get(name)
-            if known is None or known.identity != (status.st_dev, status.st_ino):
+            if known is None or known.identity != identity_of(status):
+                if known is not None:
+                    self._open.pop(known, None)  # it has no name any more, so it keeps its descriptor
                 node = folder.children[name] = Node(fd, status, folder, name)
+                self._open[node] = None
                 folder.users += 1
                 return node
             known.users += 1
+            known.pins += 1
+            self._open[known] = None
+            if known.fd < 0:
+                known.fd = fd
+                return known
+            self._open.move_to_end(known)
         self.close_fd(fd)
         return known
 
-    def place_of(self, node: Node) -> tuple[Node, bytes]:
-        """Folder and name of a node, if it is still there. Raises ``OSError``."""
+    def pin(self, node: Node, file: OpenFile | None = None) -> Node:
+        """Open a node that was parked, and keep it open until ``unpin``. Raises ``OSError`` if it is not there now.
+
+        Where ``file`` is its content, it is found by that, whatever its name is now.
+        """
+        with self._lock:
+            node.pins += 1
+            if node.fd >= 0:
+                if node in self._open:
+                    self._open.move_to_end(node)
+                return node
+        try:
+            with self._reviving:
+                self._revive(node, file)
+        except BaseException:
+            self.unpin(node)
+            raise
+        return node
+
+    def unpin(self, node: Node) -> None:
+        """A request is done with a node."""
+        with self._lock:
+            node.pins -= 1
+
+    def take_pinned(self, node: Node) -> Node:
+        """One user more, and pinned. Raises ``OSError``."""
+        self.pin(node)
+        return self.take(node)
+
+    def drop(self, node: Node) -> None:
+        """The opposite."""
+        self.unpin(node)
+        self.release(node)
+
+    def _revive(self, node: Node, file: OpenFile | None) -> None:
+        """Open a node and those folders above it that are parked too, each below the one above it."""
+        if file is not None:
+            fd = self.open_fd(place(file.fd), os.O_PATH | os.O_CLOEXEC)
+            if not self._opened(node, fd):
+                self.close_fd(fd)
+            return
+        chain = []
+        with self._lock:
+            at: Node | None = node
+            while at is not None and at.fd < 0:
+                at.pins += 1
+                chain.append(at)
+                at = at.parent
+            assert at is not None  # the root is always open
+            at.pins += 1
+        folder = at
+        try:
+            for each in reversed(chain):
+                fd = self.open_fd(each.name, _O_PATH, folder=folder.fd)
+                status = os.fstat(fd)
+                if each.identity != identity_of(status) or not self._opened(each, fd):
+                    self.close_fd(fd)
+                if each.fd < 0:
+                    raise OSError(errno.ESTALE, "something else has the name now")
+                folder = each
+        finally:
+            for each in (at, *chain):
+                self.unpin(each)
+
+    def _opened(self, node: Node, fd: int) -> bool:
+        """Give a descriptor to a node; False if it has got one meanwhile."""
+        with self._lock:
+            if node.fd >= 0:
+                return False
+            node.fd = fd
+            if node.is_attached:
+                self._open[node] = None
+            return True
+
+    @contextlib.contextmanager
+    def keeping(self, *places: tuple[Node, bytes]) -> Iterator[None]:
+        """Around a change of names: what has them now is open, as it may not be found by them later."""
+        kept = []
+        for folder, name in places:
+            with self._lock:
+                node = folder.children.get(name)
+                if node is not None:
+                    node.users += 1
+            if node is None:
+                continue
+            try:
+                self.pin(node)
+            except OSError:  # it is gone already
+                self.release(node)
+            else:
+                kept.append(node)
+        try:
+            yield
+        finally:
+            for node in kept:
+                self.drop(node)
+
+    @contextlib.contextmanager
+    def place_of(self, node: Node) -> Iterator[tuple[Node, bytes]]:
+        """Folder, which is pinned meanwhile, and name of a node that is still there. Raises ``OSError``."""
         with self._lock:
             folder, name = node.parent, node.name
             if folder is None:
                 raise OSError(errno.EBUSY, "the shared folder itself")
-        status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
-        if (status.st_dev, status.st_ino) != node.identity:
-            raise OSError(errno.ESTALE, "something else has the name now")
-        return folder, name
+        self.take_pinned(folder)
+        try:
+            status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            if identity_of(status) != node.identity:
+                raise OSError(errno.ESTALE, "something else has the name now")
+            yield folder, name
+        finally:
+            self.drop(folder)
 
     def renamed(self, folder: Node, name: bytes, new_folder: Node, new_name: bytes) -> None:
         """The file has been renamed: so is its node, if it has one."""
         with self._lock:
             node = folder.children.pop(name, None)
+            if new_folder.children.get(new_name) is not node:
+                self._detach(new_folder, new_name)
             if node is None:
-                new_folder.children.pop(new_name, None)
                 return
             old_parent, node.parent, node.name = node.parent, new_folder, new_name
             new_folder.users += 1
@@ -194,7 +340,13 @@ class Share:
     def removed(self, folder: Node, name: bytes) -> None:
         """The name is gone."""
         with self._lock:
-            folder.children.pop(name, None)
+            self._detach(folder, name)
+
+    def _detach(self, folder: Node, name: bytes) -> None:
+        """Who had the name cannot be found by it any more, so it keeps its descriptor."""
+        node = folder.children.pop(name, None)
+        if node is not None:
+            self._open.pop(node, None)
 
     # -- content --
 
@@ -239,7 +391,7 @@ class Share:
                         raise OSError(errno.EISDIR if node.type == stat.S_IFDIR else errno.EEXIST, "not a file")
                     return self._open_content(node, flags), False
                 finally:
-                    self.release(node)
+                    self.drop(node)
 
     def take_file(self, file: OpenFile) -> None:
         """One user of an open file more."""

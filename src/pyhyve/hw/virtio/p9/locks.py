@@ -24,7 +24,7 @@ _flock = struct.Struct("<hhxxxxqqixxxx")  # type, whence, start, length, process
 _TYPES = {fcntl.F_RDLCK: 0, fcntl.F_WRLCK: 1, fcntl.F_UNLCK: 2}
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 
-Identity = tuple[int, int]
+Identity = tuple[int, int, int]
 Owner = tuple[bytes, int]
 """The client's name and the process in it."""
 

@@ -52,7 +52,7 @@ class Names(SessionBase):
                 self.share.give(node.fd, stat.S_IMODE(status.st_mode) if mode is None else mode, fid.uid, gid)
                 return self.qid_of(node)
             finally:
-                self.share.release(node)
+                self.share.drop(node)
 
     def link(self, folder: int, number: int, name: bytes) -> bytes:
         """One name more for a file."""
@@ -79,16 +79,20 @@ class Names(SessionBase):
     def rename(self, number: int, folder: int, name: bytes) -> bytes:
         """The same, for what a fid stands for."""
         self.check_writable()
-        with self.fids.using(number) as fid, self.fids.using(folder) as target:
-            source, old_name = self.share.place_of(fid.node)
+        with (
+            self.fids.using(number) as fid,
+            self.fids.using(folder) as target,
+            self.share.place_of(fid.node) as (source, old_name),
+        ):
             self._rename(source, old_name, target.node, name)
         return b""
 
     def _rename(self, source: Node, old_name: bytes, target: Node, new_name: bytes) -> None:
         check_name(old_name)
         check_name(new_name)
-        os.rename(old_name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
-        self.share.renamed(source, old_name, target, new_name)
+        with self.share.keeping((source, old_name), (target, new_name)):
+            os.rename(old_name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+            self.share.renamed(source, old_name, target, new_name)
 
     def unlinkat(self, folder: int, name: bytes, flags: int) -> bytes:
         """Take a name away: a file's, or with the flag an empty folder's."""
@@ -104,12 +108,13 @@ class Names(SessionBase):
         fid = self.fids.remove(number)
         try:
             self.check_writable()
-            folder, name = self.share.place_of(fid.node)
-            self._unlink(folder, name, folder=fid.node.type == stat.S_IFDIR)
+            with self.share.place_of(fid.node) as (folder, name):
+                self._unlink(folder, name, folder=fid.node.type == stat.S_IFDIR)
         finally:
             self.fids.let_go(fid)
         return b""
 
     def _unlink(self, parent: Node, name: bytes, *, folder: bool) -> None:
-        (os.rmdir if folder else os.unlink)(name, dir_fd=parent.fd)
-        self.share.removed(parent, name)
+        with self.share.keeping((parent, name)):
+            (os.rmdir if folder else os.unlink)(name, dir_fd=parent.fd)
+            self.share.removed(parent, name)

@@ -50,19 +50,20 @@ class SessionBase:
         with self.fids.using(number) as fid:
             if fid.attribute is not None:
                 raise OSError(errno.EBADF, "an attribute")
-            node = share.take(fid.node)
+            node = share.take_pinned(fid.node)
             try:
                 for name in names:
                     if node.type != stat.S_IFDIR:
                         raise OSError(errno.ENOTDIR, "not a folder")
                     before, node = node, share.walk(node, name)
-                    share.release(before)
+                    share.drop(before)
                     qids.append(self.qid_of(node))
             except OSError:
-                share.release(node)
+                share.drop(node)
                 if not qids:
                     raise
             else:
+                share.unpin(node)
                 after = Fid(node, fid.uid)
                 if new == number:
                     self.fids.change(number, fid, after)
@@ -76,7 +77,11 @@ class SessionBase:
         try:
             value = fid.attribute
             if value is not None and value.name:
-                self._set_attribute(fid.node, value)
+                self.share.pin(fid.node)
+                try:
+                    self._set_attribute(fid.node, value)
+                finally:
+                    self.share.unpin(fid.node)
         finally:
             self.fids.let_go(fid)
         return b""
@@ -108,7 +113,7 @@ class SessionBase:
         for number, fid in self.fids.items():
             names: list[object] = []
             node: Node | None = fid.node
-            while node is not None and node.parent is not None and node.parent.children.get(node.name) is node:
+            while node is not None and node.is_attached:
                 names.insert(0, node.name)
                 node = node.parent
             if node is self.share.root and fid.attribute is None:
@@ -118,21 +123,23 @@ class SessionBase:
 
     def restore_fid(self, saved: State) -> None:
         """Walk to what a fid was, and open it if it was open. Raises ``OSError``."""
-        node = self.share.take(self.share.root)
+        node = self.share.take_pinned(self.share.root)
         names = saved.get("names")
         for name in names if isinstance(names, list) else []:
             before = node
             try:
                 node = self.share.walk(before, bytes(name))
             finally:
-                self.share.release(before)
+                self.share.drop(before)
         fid, flags = Fid(node, saved_int(saved, "uid")), saved_int(saved, "flags")
-        if flags >= 0:
-            try:
+        try:
+            if flags >= 0:
                 fid.file = self.share.open(node, flags & ~os.O_TRUNC)
-            except OSError:
-                self.fids.let_go(fid)
-                raise
+        except OSError:
+            self.fids.let_go(fid)
+            raise
+        finally:
+            self.share.unpin(node)
         self.fids.add(saved_int(saved, "number"), fid)
 
 
