@@ -93,7 +93,7 @@ def _build(
     size: int,
     recipe: str,
 ) -> None:
-    bootstrap.check_tools("mke2fs", "debugfs")
+    bootstrap.check_tools(*ext4.TOOLS)
     apt = PrivateApt(folder / "apt")
     apt.update(progress, force=refresh)
     try:
