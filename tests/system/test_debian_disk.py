@@ -17,7 +17,7 @@ from pyhyve.images import DiskImage, ImageError, build_debian_disk
 from pyhyve.images.ext4 import copy_sparse
 from tests.system.console import Guest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)  # the first test may have to build the disk
 
 DEVICES = {
     # driver, vCPUs, more for the kernel, the root's device
