@@ -7,6 +7,7 @@ is the processor time of the whole process, which other work on the host disturb
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -35,10 +36,15 @@ class Boot:
 
 def build(context: Context) -> DiskImage:
     """The disk, from the cache or built. Raises ``BenchmarkError``."""
+    steps: list[str] = []
+
+    def tell(step: str, _fraction: float | None) -> None:
+        if step not in steps:
+            steps.append(step)
+            print(f"disk: {step}", file=sys.stderr, flush=True)
+
     try:
-        return build_debian_disk(
-            context.folder / "debian.img", lambda message, _fraction: print(f"disk: {message}", flush=True)
-        )
+        return build_debian_disk(context.folder / "debian.img", tell)
     except ImageError as error:
         raise BenchmarkError(f"no Debian disk: {error}") from None
 

@@ -69,6 +69,8 @@ def test_no_compiler_and_no_apt(tmp_path, monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     assert "install gcc" in doctor.examine_compiler().text
     assert "--kernel" in doctor.examine_apt().text
+    monkeypatch.setattr("pyhyve.images.bootstrap.search_path", lambda: str(tmp_path))
+    assert "needs mmdebstrap" in doctor.examine_disk_tools().text
 
 
 @pytest.mark.parametrize(("available", "good"), [(8 << 20, True), (100 << 10, False)])
@@ -82,6 +84,5 @@ def test_the_command_reports_every_finding_on_a_line():
     )
     assert done.returncode in (0, 1)
     names = [line.split()[1] for line in done.stdout.splitlines()]
-    assert names == [
-        "python", "cpu", "virtualization", "kvm", "backend", "passthru", "compiler", "apt", "memory", "terminal",
-    ]  # fmt: skip
+    host = ["python", "cpu", "virtualization", "kvm", "backend", "passthru"]
+    assert names == [*host, "compiler", "apt", "debian-disk", "memory", "terminal"]

@@ -63,16 +63,15 @@ class Guest:
 
     def log_in(self) -> None:
         """Wait for a login, and become root, who has no password."""
-        self.expect("running in system mode")  # so that each half of a long boot has its time
-        self.expect("debian login: ")
+        self.expect("debian login: ", 3 * PATIENCE)
         self.send("root\n")
         self.reach_prompt()
         self.run("export TERM=dumb SYSTEMD_PAGER=")  # no colours, no pages
 
-    def expect(self, text: str) -> str:
+    def expect(self, text: str, patience: float = PATIENCE) -> str:
         """Read up to and including ``text``; what came before it."""
         try:
-            self._child.expect_exact(text)
+            self._child.expect_exact(text, patience)
         except (pexpect.TIMEOUT, pexpect.EOF) as error:
             said = "\n".join((self._child.before or "").replace("\r", "").splitlines()[-30:])
             raise AssertionError(f"{type(error).__name__} instead of {text!r}; the guest said last:\n{said}") from None

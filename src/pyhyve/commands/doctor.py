@@ -134,6 +134,16 @@ def examine_apt() -> Finding:
     return Finding("apt", True, "apt can fetch the Debian guest")
 
 
+def examine_disk_tools() -> Finding:
+    from pyhyve.images import ImageError, bootstrap, ext4
+
+    try:
+        bootstrap.check_tools(*ext4.TOOLS)
+    except ImageError as error:
+        return Finding("debian-disk", None, str(error))
+    return Finding("debian-disk", True, "mmdebstrap and e2fsprogs can make a Debian disk")
+
+
 def examine_memory(meminfo: str) -> Finding:
     rows = [line.split() for line in meminfo.splitlines()]
     values = {row[0].rstrip(":"): int(row[1]) // 1024 for row in rows if len(row) > 1}
@@ -168,6 +178,7 @@ def examine() -> list[Finding]:
         examine_passthru(),
         examine_compiler(),
         examine_apt(),
+        examine_disk_tools(),
         examine_memory(meminfo),
         examine_terminal(),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -34,8 +35,8 @@ _STOP_SECONDS = 20
 
 
 def check_tools(*more: str) -> None:
-    """Raise ``ImageError`` if this host or user cannot do it."""
-    needed = ["mmdebstrap", "tar", *more] + (["fakeroot"] if os.geteuid() else [])
+    """Raise ``ImageError`` if this host or user cannot do it, or lacks one of ``more`` tools."""
+    needed = ["mmdebstrap", *more] + (["fakeroot"] if os.geteuid() else [])
     for tool in needed:
         if shutil.which(tool, path=search_path()) is None:
             raise ImageError(f"building a Debian disk needs {tool}, which this host lacks; install that package")
@@ -78,9 +79,12 @@ def write_root(
     command += ["--skip=update,download/empty", "--aptopt=APT::Install-Recommends false"]
     command += [f"--dpkgopt={option}" for option in dpkg_options]
     command += ['--setup-hook=mkdir -p "$1/var/lib/apt/lists" "$1/var/cache/apt/archives"']
-    command += [f"--setup-hook=sync-in '{apt.folder}/lists' /var/lib/apt/lists"]
-    command += [f"--setup-hook=sync-in '{scratch}/first' /var/cache/apt/archives"]
-    command += [f"--essential-hook=sync-in '{scratch}/rest' /var/cache/apt/archives"]
+    lists, first, rest = (
+        shlex.quote(str(path)) for path in (apt.folder / "lists", scratch / "first", scratch / "rest")
+    )
+    command += [f"--setup-hook=sync-in {lists} /var/lib/apt/lists"]
+    command += [f"--setup-hook=sync-in {first} /var/cache/apt/archives"]
+    command += [f"--essential-hook=sync-in {rest} /var/cache/apt/archives"]
     command += [f"--customize-hook={line}" for line in customize]
     command += ["", str(out), *(str(path) for path in sorted((apt.folder / "sources").iterdir()))]
     try:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def _build(
     size: int,
     recipe: str,
 ) -> None:
-    bootstrap.check_tools("mke2fs", "debugfs")
+    bootstrap.check_tools(*ext4.TOOLS)
     apt = PrivateApt(folder / "apt")
     apt.update(progress, force=refresh)
     try:
@@ -175,16 +176,16 @@ def _assemble(
 def _write_additions(out: Path, identity: str, version: str, initrd: bytes) -> None:
     contents = {path: text.encode() for path, text in root_files.files(identity).items()}
     contents[f"boot/initrd.img-{version}"] = initrd
+    now = int(time.time())
     with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as tar:
         for path, data in contents.items():
             entry = tarfile.TarInfo(f"./{path}")
-            entry.size = len(data)
+            entry.size, entry.mtime = len(data), now
             tar.addfile(entry, io.BytesIO(data))
         for path, target in root_files.links(version).items():
             entry = tarfile.TarInfo(f"./{path}")
-            entry.type = tarfile.SYMTYPE
-            entry.mode = 0o777
-            entry.linkname = target
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            entry.mode, entry.mtime = 0o777, now
             tar.addfile(entry)
 
 

@@ -19,6 +19,9 @@ from pathlib import Path
 from pyhyve.images.bootstrap import search_path
 from pyhyve.images.error import ImageError
 
+TOOLS = ("tar", "mke2fs", "debugfs")
+"""What has to be installed for this."""
+
 _FICLONE = 0x40049409  # include/uapi/linux/fs.h
 _CHUNK = 64 << 20
 _ATTRIBUTE = "SCHILY.xattr."  # pax header of GNU tar

@@ -27,8 +27,8 @@ DPKG_OPTIONS = (
 CUSTOMIZE = (
     'chroot "$1" passwd --quiet --delete root',
     'chroot "$1" systemctl --quiet enable systemd-networkd.service',
-    # what was for the building host, and the second of two links to one kernel
-    'rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/vmlinuz.old" "$1/initrd.img.old"',
+    # what is of the building host, and the second of two links to one kernel
+    'rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/.resolv.conf.systemd-resolved.bak" "$1"/*.old',
 )
 """Shell lines that are run on the installed tree ``$1``."""
 
