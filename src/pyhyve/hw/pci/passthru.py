@@ -10,7 +10,7 @@ message for MSI and MSI-X; for the pin a level that lasts until the guest ends t
 again.
 
 Whoever translates the guest's code hears nothing of DMA. So each interrupt, by which a driver learns that data has
-arrived, counts as a write to all of memory (``Environment.device_wrote``).
+arrived, is told as one (``Environment.device_wrote``).
 """
 
 from __future__ import annotations
