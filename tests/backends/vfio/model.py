@@ -88,6 +88,7 @@ class Hardware:
     ) -> None:
         self.group, self.driver, self.can_reset = group, driver, can_reset
         self.resets = 0
+        self.refuses: set[IrqIndex] = set()
         self.violations: list[str] = []
         self.accesses: list[tuple[str, int, int, int]] = []
         """Reads and writes of registers: what, region, offset, size."""
@@ -176,6 +177,8 @@ class Hardware:
                 return 0
             if self.kind not in (None, kind):
                 raise refuse(errno.EINVAL)
+            if kind in self.refuses:
+                raise refuse(errno.ENOSPC)
             if self.kind is None:
                 self._enable(kind, start + count)
             elif start + count > self.vectors:

@@ -25,6 +25,7 @@ def run(count: int, seed: int) -> None:
     """``count`` accesses. Raises ``AssertionError`` if the device was asked what no device may be asked."""
     pick = random.Random(seed)
     rig = Rig()
+    rig.direct.can_bind = seed % 2 == 0
     try:
         for number in range(count):
             _step(rig, pick)
@@ -37,7 +38,7 @@ def run(count: int, seed: int) -> None:
         assert rig.get(0, 4) == 0x11E8_1234
     finally:
         rig.close()
-    assert rig.kernel.fds == {}
+    assert rig.kernel.fds == rig.direct.there == rig.direct.bound == {}
 
 
 def _step(rig: Rig, pick: random.Random) -> None:

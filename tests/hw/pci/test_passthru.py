@@ -20,7 +20,7 @@ from pyhyve.hw.chipset.pic import Pic
 from pyhyve.hw.environment import DirectPaths, Environment
 from pyhyve.hw.pci.bus import PciAddress, PciBus
 from pyhyve.hw.pci.intx import IntxRouting
-from pyhyve.hw.pci.passthru import cut
+from pyhyve.hw.pci.passthru_map import cut
 from pyhyve.loop import EventLoop
 from pyhyve.memory import GuestMemory
 from tests.backends.vfio.gadget import (
@@ -339,6 +339,18 @@ def test_mappings_follow_the_bar(rig: Rig) -> None:
     assert len(rig.direct.there) == 3
 
 
+def test_a_device_that_sleeps_is_not_mapped(rig: Rig) -> None:
+    power = rig.capabilities()[0x01]
+    rig.put(power + 4, 2, 0x0003)
+    assert rig.direct.there == {}
+    rig.put(BAR0 + 8, 4, 0xC9000000)
+    assert rig.direct.there == {}
+    rig.put(power, 4, 0)  # number and link are not written, the state is not touched
+    rig.put(power + 4, 2, 0x0000)
+    assert len(rig.direct.there) == 3
+    assert 0xC9000000 in rig.direct.there
+
+
 def test_a_table_in_the_middle_of_a_region_that_can_all_be_mapped_is_left_out() -> None:
     assert cut([(0, 0x8000)], [(0x1000, 0x2000), (0x4000, 0x5000)]) == [
         (0, 0x1000), (0x2000, 0x2000), (0x5000, 0x3000)
@@ -436,6 +448,29 @@ def test_an_end_of_interrupt_at_the_pic_counts_too(rig: Rig) -> None:
     rig.serve()
     assert not rig.router.level(irq)
     assert not rig.hardware.masked
+
+
+def test_interrupts_that_the_host_refuses_are_told_once(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.hardware.refuses = {IrqIndex.MSIX}
+    msix = rig.capabilities()[0x11]
+    for _ in range(3):
+        rig.put(msix + 2, 2, 0x8000)
+        rig.put(COMMAND, 2, 0x0406)
+        rig.put(msix + 2, 2, 0)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert rig.hardware.kind is IrqIndex.INTX
+    rig.hardware.refuses = set()
+    rig.enable_msix(0)
+    assert rig.hardware.kind is IrqIndex.MSIX
+
+
+def test_a_write_that_spans_two_entries_counts_for_both(rig: Rig) -> None:
+    rig.direct.can_bind = True
+    rig.put(COMMAND, 2, 0x0406)
+    rig.enable_msix(0)
+    rig.enable_msix(1)
+    rig.write(TABLE + 12, (MESSAGE + 0x1000) << 32, 8)
+    assert sorted(rig.direct.bound.values()) == [(MESSAGE, DATA), (MESSAGE + 0x1000, DATA + 1)]
 
 
 def test_a_backend_that_can_sends_messages_by_itself_while_nothing_masks_them(rig: Rig) -> None:

@@ -75,6 +75,8 @@ class IntxRouting:
         self._isa_lines: list[IrqLine | None] = [None] * PIRQS
         self._registers = [DISABLED] * PIRQS
         self._firmware = [DISABLED] * PIRQS  # what ``reset`` goes back to
+        self._on_end: list[list[Callable[[], None]]] = [[] for _ in range(PIRQS)]
+        self._heard: set[int] = set()
 
     def pin(self, device: int, pin: int, bus: int = 0) -> IntxPin:
         """A function's pin (1-4). The first one of a PIRQ gets an ISA interrupt for it."""
@@ -103,6 +105,7 @@ class IntxRouting:
             if irq is not None and line is None:
                 line = self._isa_lines[pirq] = self._router.line(irq, f"pirq {chr(65 + pirq)}")
                 line.set(self._holders[pirq] > 0)
+                self._hear(pirq)
 
     def isa_irq(self, pirq: int) -> int | None:
         """The ISA interrupt that a PIRQ reaches."""
@@ -121,14 +124,23 @@ class IntxRouting:
 
     def on_end(self, pirq: int, callback: Callable[[], None]) -> None:
         """Hear of the ends of a PIRQ's interrupts, at the I/O APIC and at the PIC wherever it is routed there."""
-        self._router.on_end(FIRST_GSI + pirq, callback)
+        with self._lock:
+            self._on_end[pirq].append(callback)
+            self._router.on_end(FIRST_GSI + pirq, callback)
+            self._hear(pirq)
 
-        def ended(irq: int) -> None:
+    def _hear(self, pirq: int) -> None:
+        """Hear of the ISA interrupt that a PIRQ reaches, if somebody wants to hear of the PIRQ."""
+        irq = self.isa_irq(pirq)
+        if irq is not None and irq not in self._heard and self._on_end[pirq]:
+            self._heard.add(irq)
+            self._router.on_end(irq, partial(self._isa_ended, irq))
+
+    def _isa_ended(self, irq: int) -> None:
+        for pirq in range(PIRQS):
             if self.isa_irq(pirq) == irq:
-                callback()
-
-        for irq in sorted(ROUTABLE):
-            self._router.on_end(irq, partial(ended, irq))
+                for callback in self._on_end[pirq]:
+                    callback()
 
     def reset(self) -> None:
         """The routing that firmware sets up."""

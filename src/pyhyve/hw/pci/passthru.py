@@ -3,25 +3,23 @@
 Documents: PCI Local Bus Specification 3.0; for the host's side ``backends.vfio``.
 
 The function has the device's identity, BARs and capabilities (``passthru_config`` says which bytes are whose). An
-access to a BAR exits and is done at the device with one access of the same size; where the backend can, whole pages
-of it are mapped for the guest's CPU instead, but for those with the MSI-X table and its pending bits, which are
-modelled. DMA goes by the IOMMU straight to guest memory. Interrupts come as eventfds (``passthru_irq``) and become the
-guest's: a message for MSI and MSI-X; for the pin a level that lasts until the guest ends the interrupt, when the device
-is asked again.
+access to a BAR exits and is done at the device with one access of the same size; where the backend can, whole pages of
+it are mapped for the guest's CPU instead (``passthru_map``). The MSI-X table and its pending bits are modelled. DMA
+goes by the IOMMU straight to guest memory. Interrupts come as eventfds (``passthru_irq``) and become the guest's: a
+message for MSI and MSI-X; for the pin a level that lasts until the guest ends the interrupt, when the device is asked
+again.
 
 Whoever translates the guest's code hears nothing of DMA. So each interrupt, by which a driver learns that data has
-arrived, counts as a write to all of memory (``Environment.device_wrote``).
+arrived, is told as one (``Environment.device_wrote``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from collections.abc import Mapping as Options
+from collections.abc import Mapping
 from contextlib import suppress
 
 from pyhyve.backends.vfio.device import Region, VfioDevice
 from pyhyve.backends.vfio.host import HostAddress
-from pyhyve.backends.vfio.system import Mapping
 from pyhyve.backends.vfio.uapi import IrqIndex
 from pyhyve.errors import DeviceError
 from pyhyve.hw.environment import Environment
@@ -35,14 +33,22 @@ from pyhyve.hw.pci.msi import MAXIMUM as MSI_MAXIMUM
 from pyhyve.hw.pci.msi import Control as MsiControl
 from pyhyve.hw.pci.msi import Msi, msi_size
 from pyhyve.hw.pci.msix import ENTRY, Msix, Place
-from pyhyve.hw.pci.passthru_config import SHOWN, Found, find_capabilities, hardware_bytes
+from pyhyve.hw.pci.passthru_config import (
+    POWER,
+    POWER_STATE,
+    POWER_STATE_MASK,
+    SHOWN,
+    Found,
+    find_capabilities,
+    hardware_bytes,
+)
 from pyhyve.hw.pci.passthru_irq import HostInterrupts
+from pyhyve.hw.pci.passthru_map import MappedBars
 from pyhyve.hw.pci.rom import read_image
 from pyhyve.hw.registry import device
 from pyhyve.lifecycle import State
 from pyhyve.messages import complain
 
-PAGE = 4096
 OPTIONS = frozenset({"domain", "bus", "slot", "func", "rom", "bootindex", "legacy"})
 _BAR_FLAGS_IO, _BAR_64, _BAR_PREFETCHABLE = 0x1, 0x4, 0x8
 _HEADER_KIND = 0x7F
@@ -50,7 +56,7 @@ _GRANTS = 0x3E
 _MSIX_BIR = 7
 
 
-def host_address(options: Options[str, str]) -> HostAddress:
+def host_address(options: Mapping[str, str]) -> HostAddress:
     """The device that the options name. Raises ``DeviceError``."""
     if "pptdev" in options:
         raise DeviceError(_named_by_driver(options["pptdev"]))
@@ -66,15 +72,6 @@ def host_address(options: Options[str, str]) -> HostAddress:
 
 def _named_by_driver(name: str) -> str:
     return f"passthru: '{name}' is a name of FreeBSD's ppt driver; name the device as bus/slot/function"
-
-
-def cut(areas: Iterable[tuple[int, int]], holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """``areas`` (offset, size) without ``holes`` (first, end)."""
-    left = [(offset, offset + size) for offset, size in areas]
-    for first, end in holes:
-        pieces = [piece for a, b in left for piece in ((a, min(b, first)), (max(a, end), b))]
-        left = [(a, b) for a, b in pieces if a < b]
-    return [(a, b - a) for a, b in left]
 
 
 class _BarHandler:
@@ -106,7 +103,7 @@ class _BarHandler:
 class Passthru(PciFunction):
     """The function. Options ``bus``, ``slot``, ``func``, ``domain`` (the host's device) and ``rom`` (a file)."""
 
-    def __init__(self, environment: Environment, options: Options[str, str]) -> None:
+    def __init__(self, environment: Environment, options: Mapping[str, str]) -> None:
         address = host_address(options)
         image = read_image(options["rom"]) if "rom" in options else None
         if environment.vfio is None:
@@ -167,11 +164,14 @@ class Passthru(PciFunction):
         self._closed = False
         self._table = self._pending = (BARS, 0, 0)  # BAR, offset, end: nowhere
         self._interrupts = HostInterrupts(self.host, self.environment.loop, self._arrived, self.environment.direct)
-        self._areas: dict[int, list[tuple[int, int, Mapping]]] = {}
-        self._mapped: dict[int, int] = {}  # guest-physical address: BAR
+        self._told: set[str] = set()
+        self._refused: IrqIndex | None = None
+        self._power: int | None = None  # where power management is in configuration space
         self.config.set(_GRANTS, 2, self.host.read_config(_GRANTS, 2))
         self._add_capabilities()
         self._add_bars()
+        direct = self.environment.direct
+        self._maps = None if direct is None else MappedBars(self.host, direct, (self._table, self._pending))
         if image is not None:
             self.add_rom(image, self.host.name)
         if self.host.interrupts[IrqIndex.INTX].count and self.host.read_config(Offset.INTERRUPT_PIN, 1):
@@ -190,6 +190,8 @@ class Passthru(PciFunction):
                 self._add_device_msix(capability)
             elif capability.ident in SHOWN:
                 self.config.place_capability(capability.offset, capability.ident, b"")
+                if capability.ident == POWER:
+                    self._power = capability.offset
 
     def _add_device_msi(self, capability: Found) -> None:
         control = self.host.read_config(capability.offset + 2, 2)
@@ -258,15 +260,22 @@ class Passthru(PciFunction):
         if self.msix is None or bar != where or offset < start or offset + size > end:
             return
         self.msix.write(offset - start, size, value)
-        self._listen((offset - start) // ENTRY)
-        self._shorten((offset - start) // ENTRY)
+        for vector in {(offset - start) // ENTRY, (offset - start + size - 1) // ENTRY}:
+            self._listen(vector)
+            self._shorten(vector)
 
     def _listen(self, vector: int) -> None:
         if self.msix is not None and not self.msix.masked(vector):
             try:
                 self._interrupts.listen(vector)
             except OSError as error:
-                complain(f"passthru {self.host.name}: MSI-X vector {vector} cannot be had: {error.strerror}")
+                self._tell_once(f"MSI-X vectors cannot be had: {error.strerror}")
+
+    def _tell_once(self, text: str) -> None:
+        """A line for people; a guest cannot make it come again and again."""
+        if text not in self._told:
+            self._told.add(text)
+            complain(f"passthru {self.host.name}: {text}")
 
     # -- configuration space --
 
@@ -295,10 +304,17 @@ class Passthru(PciFunction):
             return
         super().write_config(offset, size, value)
         end = offset + size
+        state = None if self._power is None else self._power + POWER_STATE
+        falls_asleep = state is not None and offset <= state < end and value >> 8 * (state - offset) & POWER_STATE_MASK
+        if falls_asleep and self._maps is not None:
+            self._maps.sleep(True, self.bars)
         for at in range(offset, end):
             if self._is_theirs(at) and not (at > offset and self._is_theirs(at - 1)):
                 stop = next((i for i in range(at, end) if not self._is_theirs(i)), end)
                 self._write_hardware(at, stop - at, value >> 8 * (at - offset))
+        if self._maps is not None and self._maps.asleep and state is not None:
+            with suppress(OSError):
+                self._maps.sleep(bool(self.host.read_config(state, 1) & POWER_STATE_MASK), self.bars)
 
     def _is_theirs(self, offset: int) -> bool:
         return bool(self._theirs[offset]) or Offset.STATUS <= offset < Offset.STATUS + 2
@@ -332,36 +348,10 @@ class Passthru(PciFunction):
             for vector in self._interrupts.vectors():
                 self._shorten(vector)
 
-    # -- mapping BARs for the guest's CPU --
-
     def bar_moved(self, bar: Bar) -> None:
-        """Map it where it is now, as far as that is possible."""
-        direct = self.environment.direct
-        if direct is None or bar.index >= BARS or bar.kind is BarKind.IO:
-            return
-        for gpa in [gpa for gpa, index in self._mapped.items() if index == bar.index]:
-            direct.unmap_host(gpa)
-            del self._mapped[gpa]
-        if bar.mapped is None:
-            return
-        if bar.index not in self._areas:
-            self._areas[bar.index] = list(self._map_areas(self.host.regions[bar.index]))
-        for offset, size, mapping in self._areas[bar.index]:
-            if direct.map_host(bar.mapped + offset, size, mapping.address):
-                self._mapped[bar.mapped + offset] = bar.index
-
-    def _map_areas(self, region: Region) -> Iterator[tuple[int, int, Mapping]]:
-        """Offset, size and mapping of what the guest may reach without us."""
-        holes = [
-            (start // PAGE * PAGE, -(-end // PAGE) * PAGE)
-            for bar, start, end in (self._table, self._pending)
-            if bar == region.index
-        ]
-        for offset, size in cut(region.areas, holes):
-            try:
-                yield offset, size, self.host.map(region, offset, size)
-            except OSError as error:
-                complain(f"passthru {self.host.name}: BAR {region.index} is not mapped: {error.strerror}")
+        """What of it is mapped for the guest's CPU goes along."""
+        if self._maps is not None:
+            self._maps.move(bar)
 
     # -- interrupts --
 
@@ -381,13 +371,15 @@ class Passthru(PciFunction):
             kind, vectors = IrqIndex.MSI, self.msi.granted
         elif self.wants_intx and self._pin is not None:
             kind = IrqIndex.INTX
-        if kind is self._interrupts.kind or self._closed:
+        if kind is self._interrupts.kind or self._closed or (kind is not None and kind is self._refused):
             return
         self._release_pin()
+        self._refused = None
         try:
             self._interrupts.use(kind, vectors)
         except OSError as error:
-            complain(f"passthru {self.host.name}: the host refuses interrupts of this kind: {error.strerror}")
+            self._refused = kind
+            self._tell_once(f"the host refuses interrupts of this kind: {error.strerror}")
             return
         if kind is IrqIndex.MSIX:
             for vector in range(vectors):
@@ -453,7 +445,7 @@ class Passthru(PciFunction):
         """Raises ``DeviceError``: nobody can read the state of hardware."""
         raise DeviceError(f"passthru: the state of device {self.host.name} cannot be saved")
 
-    def restore(self, state: Options[str, object]) -> None:
+    def restore(self, state: Mapping[str, object]) -> None:
         """Raises ``DeviceError``."""
         raise DeviceError(f"passthru: the state of device {self.host.name} cannot be restored")
 
@@ -467,12 +459,7 @@ class Passthru(PciFunction):
                 self._interrupts.use(None)
             with suppress(OSError):
                 self.host.reset()
-            for gpa in self._mapped:
-                if self.environment.direct is not None:
-                    self.environment.direct.unmap_host(gpa)
-            self._mapped.clear()
-            for areas in self._areas.values():
-                for _, _, mapping in areas:
-                    mapping.close()
+            if self._maps is not None:
+                self._maps.close()
             self.host.close()
         self._interrupts.close()

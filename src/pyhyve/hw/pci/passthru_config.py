@@ -25,6 +25,8 @@ Read = Callable[[int, int], int]
 """Reads the device's configuration: offset, size."""
 
 POWER, VITAL, ADVANCED = 0x01, 0x03, 0x13
+POWER_STATE, POWER_STATE_MASK = 4, 3
+"""The byte of power management with the device's state, and its bits: 0 is D0, awake."""
 SHOWN = frozenset({POWER, VITAL, CapabilityId.VENDOR, CapabilityId.EXPRESS, ADVANCED})
 """Power management, vital product data, vendor-specific, PCI Express, advanced features (function-level reset)."""
 
