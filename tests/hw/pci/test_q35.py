@@ -3,7 +3,7 @@
 import pytest
 
 from pyhyve.bus.handler import Callbacks
-from pyhyve.hw.chipset.pm import CONTROL_PORT, EVENT_PORT
+from pyhyve.hw.chipset.pm import CONTROL_PORT, EVENT_PORT, S5_TYPE
 from pyhyve.hw.chipset.pmtmr import PORT as TIMER_PORT
 from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus
 from pyhyve.hw.pci.intx import IntxRouting
@@ -29,7 +29,10 @@ class Q35(Rig):
         self.bus.finish()
 
     def _answers(self, port: int) -> Callbacks:
-        return Callbacks(lambda offset, size: port & 0xFF, lambda offset, size, value: self.written.append((port, value)))
+        def write(offset: int, size: int, value: int) -> None:
+            self.written.append((port, value))
+
+        return Callbacks(lambda offset, size: port & 0xFF, write)
 
 
 @pytest.fixture
@@ -68,7 +71,8 @@ def test_power_management_registers_answer_at_pmbase_once_it_is_enabled(rig: Q35
     rig.put(31, ACPI_CNTL, 1, 0x80)
     assert rig.pio.read(0x608, 4) == TIMER_PORT & 0xFF
     assert rig.pio.write(0x604, 2, 0x2000)
-    assert rig.written == [(CONTROL_PORT, 0x2000)]
+    assert rig.pio.write(0x604, 2, 0x3C00)
+    assert rig.written == [(CONTROL_PORT, 0x2000 | S5_TYPE << 10), (CONTROL_PORT, 0x3C00)], "QEMU's soft-off is bhyve's"
     assert rig.pio.read(TIMER_PORT, 4) == TIMER_PORT & 0xFF, "bhyve's place stays"
     assert rig.pio.read(0x630, 4) == 0x20, "SMI_EN: set up already, there is no system management mode"
     assert rig.pio.read(0x620, 2) == 0, "no general-purpose event"

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pyhyve.bus.handler import Callbacks
-from pyhyve.hw.chipset.pm import CONTROL_PORT, EVENT_PORT
+from pyhyve.bus.handler import Callbacks, Handler
+from pyhyve.hw.chipset.pm import CONTROL_PORT, EVENT_PORT, S5_TYPE, Control
 from pyhyve.hw.chipset.pmtmr import PORT as TIMER_PORT
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bus import ECAM_BASE, PciAddress, PciBus
@@ -122,7 +122,8 @@ class Ich9(Lpc):
         for port in (EVENT_PORT, CONTROL_PORT, TIMER_PORT):
             found = pio.find(port)
             if found is not None:
-                pio.register(base + port - EVENT_PORT, found.count, found.handler, f"{found.name} (ich9)", found.lock)
+                handler = _SoftOff(found.handler) if port == CONTROL_PORT else found.handler
+                pio.register(base + port - EVENT_PORT, found.count, handler, f"{found.name} (ich9)", found.lock)
         pio.register(base + _GPE0, _GPE0_SIZE, Callbacks(_nothing, _ignore), "gpe0 (ich9)", self.lock)
         pio.register(base + _SMI_ENABLE, _SMI_SIZE, Callbacks(_smi, _ignore), "smi control (ich9)", self.lock)
 
@@ -135,6 +136,23 @@ class Ich9(Lpc):
         """Take over the configuration, and place the registers."""
         super().restore(state)
         self.config_written(PMBASE, 4)
+
+
+class _SoftOff:
+    """The PM1 control register as firmware sees it: QEMU's sleep type of soft-off is 0, bhyve's another one."""
+
+    def __init__(self, register: Handler) -> None:
+        self._register = register
+
+    def read(self, offset: int, size: int) -> int:
+        """The register's own value."""
+        return self._register.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """What the register is to get."""
+        if offset == 0 and size == 2 and value & (Control.SLEEP_ENABLE | Control.SLEEP_TYPE) == Control.SLEEP_ENABLE:
+            value |= S5_TYPE << 10
+        self._register.write(offset, size, value)
 
 
 def _nothing(offset: int, size: int) -> int:
