@@ -56,7 +56,7 @@ def run_user(context: Context) -> Iterator[Result]:
         mine, theirs = _guests(context, stack, slots, devices)
         for console in filter(None, (mine, theirs)):
             console.time("until ip addr show eth0 | grep -q 'inet '; do usleep 100000; done")
-        port = stack.enter_context(_server("127.0.0.1"))
+        port = stack.enter_context(serve("127.0.0.1"))
         peers = [Peer(console, GATEWAY) for console in (mine, theirs) if console]
         yield from _compare(context, "user", peers, port)
 
@@ -75,7 +75,7 @@ def run_tap(context: Context) -> Iterator[Result]:
                 _configure(tap, host)
                 console.time(f"killall udhcpc; ip addr flush dev eth0; ip addr add {address}/30 dev eth0")
                 peers.append(Peer(console, host))
-        port = stack.enter_context(_server("0.0.0.0"))
+        port = stack.enter_context(serve("0.0.0.0"))
         yield from _compare(context, "tap", peers, port)
 
 
@@ -101,7 +101,7 @@ def _configure(tap: str, address: str) -> None:
 
 
 @contextmanager
-def _server(address: str) -> Iterator[int]:
+def serve(address: str) -> Iterator[int]:
     """iperf3 as a server; its port."""
     if shutil.which("iperf3") is None:
         raise BenchmarkError("`iperf3` is not on this host (Debian: apt install iperf3)")

@@ -34,6 +34,8 @@ SECTOR = 512
 SERIAL_SIZE = 20
 SHORT = 64 << 10
 """Reads of up to so many bytes are done at once where the host has the data in memory: a thread would cost more."""
+ALONE = 1 << 20
+"""The same for a read that is the only request under way: there is nothing that a thread would let go on meanwhile."""
 
 MAX_RANGES = 16
 """Ranges in one discard or write-zeroes request."""
@@ -175,7 +177,8 @@ class VirtioBlock(VirtioDevice):
             into = writable[:-1] if len(last) == 1 else [*writable[:-1], last[:-1]]
             length = sum(map(len, into))
             if self._is_inside(sector, length):
-                if length <= SHORT and self.backend.read_cached(sector * SECTOR, into):
+                at_once = length <= SHORT or (length <= ALONE and chain.queue.in_flight == 1)
+                if at_once and self.backend.read_cached(sector * SECTOR, into):
                     self._finish(chain, _OK, length)
                     return
 

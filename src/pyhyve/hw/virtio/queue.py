@@ -187,13 +187,20 @@ class Queue(ABC):
 
     def _written(self, chain: Chain, written: int) -> None:
         """Data has arrived in memory: code translated from there is stale."""
-        tell = self.memory.written
+        start = end = 0  # neighbours are told of together
         for gpa, buffer in zip(chain.places, chain.writable, strict=True):
             if written <= 0:
                 break
             length = len(buffer)
-            tell(gpa, length)
             written -= length
+            if gpa == end:
+                end += length
+                continue
+            if end > start:
+                self.memory.written(start, end - start)
+            start, end = gpa, gpa + length
+        if end > start:
+            self.memory.written(start, end - start)
 
 
 class SplitQueue(Queue):

@@ -531,7 +531,7 @@ def settle(s):
                 s.intack_wait = 1
                 return leave_with(s, EXIT_INTACK, 0, 0)
             if vector >= 0:
-                lapic_accept(s)
+                vector = lapic_accept(s)  # another thread may have sent one that comes before the one just seen
                 s.halted = 0
                 s.count_interrupts += 1
                 return deliver_interrupt(s, cython.cast(uint8_t, vector)) == LEAVE
