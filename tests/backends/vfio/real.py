@@ -9,6 +9,7 @@ prints a line for each thing that it saw, and ends with 1 if one was wrong.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -129,7 +130,9 @@ def look_at_edu(edu: Driver, see: See) -> None:
     see(f"BAR 0 at {edu.bar:#x}, register 0 is {edu.read(IDENTITY):#x}", edu.read(IDENTITY) == 0x010000ED)
     edu.write(INVERTER, 0x12345678)
     see("a register keeps what it is given", edu.read(INVERTER) == 0x12345678 ^ 0xFFFFFFFF)
-    see("BAR 0 can be mapped", edu.direct.there.get(edu.bar, (0, 0))[0] == 1 << 20)
+    size, address = edu.direct.there.get(edu.bar, (0, 0))
+    see("BAR 0 can be mapped", size == 1 << 20)
+    see("and register 0 is read there", size and ctypes.c_uint32.from_address(address).value == 0x010000ED)
 
     gsi_entry = 0x8000 | 0x55
     edu.ioapic.write(0, 4, 0x10 + 2 * GSI + 1)
