@@ -94,9 +94,9 @@ def test_debians_32_bit_kernels_boot_to_a_shell(backend: str, kernel: str) -> No
         image = build_debian(kernel=kernel)
     except ImageError as error:
         pytest.skip(f"no 32-bit Debian guest: {error}")
-    argv = command(backend, image.kernel, image.initrd)
+    argv = command(backend, image.kernel, image.initrd, cpus=2)
     with Guest([*argv[:-1], "-a", argv[-1]]) as guest:
-        assert guest.output("uname -m") == "i686\n"
+        assert guest.output("uname -m; nproc") == "i686\n2\n"
         pae = "pae" in guest.output("uname -r")
         assert pae == kernel.endswith("pae")
         # programs, pipes and page faults of 32-bit user code

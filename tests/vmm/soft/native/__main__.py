@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -57,15 +58,16 @@ def main() -> int:
               f"{comparison.dropped} blobs dropped; faults by vector: {dict(sorted(comparison.faults.items()))}")  # fmt: skip
     tried = [form for form in all_forms() if form.count]
     print(f"{len(tried)} of {len(all_forms())} forms tried; not: {[f.label for f in all_forms() if not f.count][:20]}")
-    mnemonics = Counter()
+    opcodes = Counter()  # register and memory forms together
     for form in all_forms():
-        mnemonics[form.label.split()[0]] += form.count
-    untried = sorted(name for name, count in mnemonics.items() if not count)
-    print(f"{len(mnemonics) - len(untried)} of {len(mnemonics)} instructions tried, "
-          f"the fewest {min(mnemonics.values(), default=0)} times; not: {' '.join(untried) or 'none'}")  # fmt: skip
+        opcodes[re.sub(r"\.[rm]$", "", form.label.split()[0])] += form.count
+    untried = [name for name, count in opcodes.items() if not count]
+    print(f"{len(opcodes) - len(untried)} of {len(opcodes)} opcodes tried; not: {' '.join(untried[:40]) or 'none'}")
     if args.coverage:
-        for name, count in sorted(mnemonics.items(), key=lambda item: item[1]):
+        print("cases of each opcode:")
+        for name, count in sorted(opcodes.items(), key=lambda item: item[1]):
             print(f"{count:8} {name}")
+        print("cases of each form:")
         for form in sorted(all_forms(), key=lambda form: form.count):
             print(f"{form.count:8} {form}")
     return 1 if failures else 0
