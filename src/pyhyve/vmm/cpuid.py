@@ -2,8 +2,9 @@
 
 Sources: Intel SDM Vol. 2A, CPUID; AMD APM Vol. 3, appendix E. A backend's table is cut down to what this machine has
 (no thermal or performance monitoring, no nested virtualization, no MONITOR, no trace, no enclaves), the hypervisor's
-signature ``bhyve bhyve `` is put in, KVM's clock is announced, which both backends have, and the leaves that describe the topology are rewritten for the guest's sockets,
-cores and threads. The APIC ids, which differ from vCPU to vCPU, are filled in by ``with_apic_id``.
+signature ``bhyve bhyve `` is put in, KVM's clock is announced, which both backends have, and the leaves that describe
+the topology are rewritten for the guest's sockets, cores and threads. The APIC ids, which differ from vCPU to vCPU, are
+filled in by ``with_apic_id``.
 
 The local APIC id of a vCPU is its index, so sockets and cores are told apart exactly where cores and threads are
 powers of two; other numbers work, but the guest sees cores spread over sockets differently.

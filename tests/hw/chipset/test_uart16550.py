@@ -155,6 +155,16 @@ def test_long_backlog_pauses_the_backend_until_it_is_read(rig: Rig) -> None:
     assert not rig.char.paused
 
 
+def test_a_driver_that_polls_with_rts_off_gets_its_input(rig: Rig) -> None:
+    rig.put(Register.MCR, Mcr.OUT2)
+    rig.uart.receive(b"x")
+    assert not rig.get(Register.LSR) & Lsr.DR, "one look is not enough: it may be about the transmitter"
+    for _ in range(20):
+        rig.get(Register.LSR)
+    assert rig.get(Register.LSR) & Lsr.DR
+    assert rig.get(Register.DATA) == ord("x")
+
+
 def test_input_before_the_driver_is_ready_survives_its_fifo_reset(rig: Rig) -> None:
     rig.uart.receive(b"typed ahead")
     rig.put(Register.MCR, Mcr.DTR)

@@ -29,7 +29,10 @@ class Q35(Rig):
         self.bus.finish()
 
     def _answers(self, port: int) -> Callbacks:
-        return Callbacks(lambda offset, size: port & 0xFF, lambda offset, size, value: self.written.append((port, value)))
+        def write(offset: int, size: int, value: int) -> None:
+            self.written.append((port, value))
+
+        return Callbacks(lambda offset, size: port & 0xFF, write)
 
 
 @pytest.fixture

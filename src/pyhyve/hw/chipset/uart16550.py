@@ -148,6 +148,9 @@ class Interrupt(Protocol):
 class Callback(Protocol):
     def __call__(self, data: bytes, /) -> None: ...
 
+_POLLS = 16
+"""After so many reads of LSR without a write in between a guest surely looks for input."""
+
 
 class Uart16550:
     """One serial port. ``chardev`` None is a port with nothing connected: no carrier, output vanishes."""
@@ -162,6 +165,7 @@ class Uart16550:
     _errors: int
     _msr: int
     _thre_pending: bool
+    _polls: int
 
     def __init__(self, irq_line: Interrupt, chardev: CharDevice | None, name: str = "uart") -> None:
         self.lock = threading.RLock()
@@ -212,6 +216,7 @@ class Uart16550:
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write one register (``size`` is 1)."""
+        self._polls = 0
         self._writers[offset](value)
 
     # -- registers --
@@ -288,6 +293,7 @@ class Uart16550:
         self._update()
 
     def _read_lsr(self) -> int:
+        self._polls += 1
         if not self._rx:
             self._fill(polled=True)
         value = _LSR_IDLE | self._errors | (1 if self._rx else 0)
@@ -318,7 +324,9 @@ class Uart16550:
         """Move waiting input to the receive FIFO, if the guest is ready for it or looks for it without more ado."""
         if not self._input or self._mcr & _LOOP:
             return
-        if not (self._ier & _ERBFI or self._mcr & _RTS or (polled and not self._mcr_programmed)):
+        # UEFI's driver polls, with RTS off.
+        polls = polled and (not self._mcr_programmed or self._polls >= _POLLS)
+        if not (self._ier & _ERBFI or self._mcr & _RTS or polls):
             return
         rx, waiting, capacity = self._rx, self._input, self._capacity()
         while waiting and len(rx) < capacity:
@@ -390,6 +398,7 @@ class Uart16550:
             self._mcr = 0
             self._mcr_programmed = False
             self._scr = 0
+            self._polls = 0
             self._errors = 0
             self._thre_pending = False
             self._msr = self._cable()

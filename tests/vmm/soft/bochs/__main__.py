@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 from tests.vmm.soft.bochs.compare import run
+from tests.vmm.soft.bochs.coverage import missing, table
 from tests.vmm.soft.bochs.families import FAMILIES
 
 
@@ -27,6 +28,9 @@ def main() -> int:
     print(f"{tally.cases} scenarios, {tally.compared} compared, {len(tally.differences)} differ")
     print(f"families: {dict(tally.families)}; differ: {dict(Counter(x.scenario.family for x in tally.differences))}")
     print(f"ends: {dict(tally.ends)}")
+    print(f"exceptions, by mode:\n{table(tally.exceptions)}")
+    print(f"exceptions that no scenario met: {missing(tally.exceptions)}")
+    print(f"descriptors, by type:\n{table(tally.descriptors)}")
     if tally.words:
         print(f"Bochs said: ...{tally.words[-500:]}")
     return 1 if tally.differences else 0

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.vmm.soft.bochs import coverage
 from tests.vmm.soft.bochs.deviations import excused, settled
 from tests.vmm.soft.bochs.ground import (
     SIZE,
@@ -103,6 +104,8 @@ class Tally:
     compared: int = 0
     families: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
+    exceptions: Counter[str] = field(default_factory=Counter)
+    descriptors: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
     words: str = ""
 
@@ -179,6 +182,8 @@ def run(seeds: range, *, only: str = "", most: int = 5, go_on: Callable[[], bool
             tally.compared += 1
             tally.families[case.family] += 1
             tally.ends[theirs.end] += 1
+            tally.exceptions.update(coverage.exceptions(case, theirs))
+            tally.descriptors.update(coverage.descriptors(case, theirs))
             lines = differences(case, mine, theirs)
             if lines:
                 tally.differences.append(Difference(case, lines, mine, theirs))

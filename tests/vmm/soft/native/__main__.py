@@ -6,6 +6,7 @@ import argparse
 import random
 import sys
 import time
+from collections import Counter
 
 from tests.vmm.soft.native.compare import Comparison, memory_for, pack
 from tests.vmm.soft.native.forms import all_forms
@@ -48,7 +49,15 @@ def main() -> int:
               f"{comparison.dropped} blobs dropped; faults by vector: {dict(sorted(comparison.faults.items()))}")  # fmt: skip
     tried = [form for form in all_forms() if form.count]
     print(f"{len(tried)} of {len(all_forms())} forms tried; not: {[f.label for f in all_forms() if not f.count][:20]}")
+    mnemonics = Counter()
+    for form in all_forms():
+        mnemonics[form.label.split()[0]] += form.count
+    untried = sorted(name for name, count in mnemonics.items() if not count)
+    print(f"{len(mnemonics) - len(untried)} of {len(mnemonics)} instructions tried, "
+          f"the fewest {min(mnemonics.values(), default=0)} times; not: {' '.join(untried) or 'none'}")  # fmt: skip
     if args.coverage:
+        for name, count in sorted(mnemonics.items(), key=lambda item: item[1]):
+            print(f"{count:8} {name}")
         for form in sorted(all_forms(), key=lambda form: form.count):
             print(f"{form.count:8} {form}")
     return 1 if failures else 0
