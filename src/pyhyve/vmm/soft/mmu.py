@@ -809,6 +809,11 @@ def check_alignment(s, va, size, access):
     Operands of 16 bytes and more that need not be aligned are not checked, nor are x87's environments.
     """
     mask: uint64_t = 0
+    gpa: uint64_t = 0
+    flags: uint32_t = 0
+    last: uint64_t = va + size - 1
+    if s.mode & MODE_CODE64 == 0:
+        last &= LOW32
     if size == 2 or size == 4 or size == 8:
         mask = size - 1
     elif size == 10:
@@ -817,8 +822,13 @@ def check_alignment(s, va, size, access):
         mask = 3  # a far pointer
     if va & mask == 0 or access & ACCESS_EXEC:
         return DONE
-    if mem_probe(s, va, size, access, s.mmu_mode) != DONE:
-        return FAULT
+    # Quietly, for the store does not happen: no dirty flag is set.
+    if (
+        walk(s, va, access & ACCESS_WRITE, s.mmu_mode, True, cython.address(gpa), cython.address(flags)) != DONE
+        or walk(s, last, access & ACCESS_WRITE, s.mmu_mode, True, cython.address(gpa), cython.address(flags)) != DONE
+    ):
+        return mem_probe(s, va, size, access, s.mmu_mode)
+    mem_probe(s, va, size, ACCESS_READ, s.mmu_mode)
     return raise_fault(s, EXC_AC, True, 0)
 
 

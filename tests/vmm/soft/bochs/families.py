@@ -413,6 +413,21 @@ def segmented(ground: Ground) -> None:
     r["rbx"] = (ground.data - base if base != STACKS else offset) & 0xFFFFFFFF
 
 
+@family(5, PROT16, PROT32, COMPAT, LONG)
+def alignment(ground: Ground) -> None:
+    """Loads, stores, pushes and pops at any address, mostly with CR0.AM and RFLAGS.AC set."""
+    r = ground.registers
+    size = 8 if ground.mode == LONG else 4
+    ground.code = with_ebx(ground, pick(ground, *ACCESSES))
+    if ground.chance(0.3):
+        ground.code = pick(ground, "50", "58", "53", "6650", "6a07", "9c")
+        ground.push(size, ground.handler())
+        r["rsp"] += ground.rng.randrange(-3, 4)
+    r["rbx"] += ground.rng.randrange(8)
+    r["cr0"] |= 0x40000 * ground.chance(0.85)
+    r["rflags"] |= 0x40000 * ground.chance(0.85)
+
+
 STRINGS = ("a4", "a5", "aa", "ab", "ac", "ad", "a6", "a7", "ae", "af")
 
 

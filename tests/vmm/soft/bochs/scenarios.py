@@ -9,7 +9,7 @@ from tests.vmm.soft.bochs.families import FAMILIES
 from tests.vmm.soft.bochs.ground import CODE_SLOT, LONG, SLOTS, Ground
 from tests.vmm.soft.bochs.state import State
 
-LAZY = ("segmented", "page_walk", "string", "system_segments", "flags")
+LAZY = ("alignment", "segmented", "page_walk", "string", "system_segments", "flags")
 PUSHF = b"\x9c"
 """Bochs works flags out when they are needed, and a state read from it has old ones until then: have them needed."""
 
