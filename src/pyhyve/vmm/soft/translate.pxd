@@ -13,6 +13,10 @@ cdef enum:
     MAX_COLD = 256
     BLOCK_BYTES = 49152      # more than the longest block can need
 
+    # Context.part: what the store of an instruction with several accesses writes
+    PART_OPERAND = 0
+    PART_PUSH = 1
+
     COLD_LOAD = 0            # slow path of a load: back into the hot path
     COLD_STORE = 1           # slow path of a store: does the access itself
     COLD_CHAIN = 2           # a jump inside the page whose target is not translated yet
