@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -338,6 +339,30 @@ def test_messages_wait_for_the_flag_and_the_task_priority(boot: Boot) -> None:
     assert guest.words(3) == [1, 0x81, 0x61]
 
 
+def test_a_message_that_comes_while_a_lower_one_is_taken_is_not_lost(boot: Boot) -> None:
+    guest = boot("messages")
+    ready(guest)
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            guest.vm.send_msi(MSI, 0x61)
+            if guest.memory.read_uint(DATA + 8, 8) == sent:
+                sent += 1
+                guest.vm.send_msi(MSI, 0x81)
+        while guest.memory.read_uint(DATA + 8, 8) < sent and time.monotonic() < end + 5:
+            pass
+        guest.memory.write_uint(DATA + 16, 1, 8)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert guest.until_end() == []
+    sender.join()
+    assert guest.words(2)[1] == sent > 0
+
+
 def test_a_message_to_nobody_is_lost(boot: Boot) -> None:
     guest = boot("priority")
     ready(guest)
@@ -480,9 +505,7 @@ def test_exceptions_push_what_the_manual_says(boot: Boot) -> None:
 
 
 @pytest.mark.parametrize(("vector", "code"), [(6, None), (13, 0x18), (13, 0)])
-def test_an_injected_exception_is_raised_before_the_next_instruction(
-    boot: Boot, vector: int, code: int | None
-) -> None:
+def test_an_injected_exception_is_raised_before_the_next_instruction(boot: Boot, vector: int, code: int | None) -> None:
     guest = boot("injected")
     ready(guest)
     guest.vcpu.inject_exception(vector, code)

@@ -374,7 +374,7 @@ class Port:
         self.irq |= int(cause)
 
     def _receive(self, kind: FisType, frame: bytes) -> None:
-        """Put a frame into the area for received ones."""
+        """Put a frame into the area for received ones; like a ring it is no code, so nobody is told of the change."""
         if self.cmd & _FIS_ENABLE:
             try:
                 self._controller.memory.view(self.fb + fis.RECEIVED_AT[kind], len(frame))[:] = frame
