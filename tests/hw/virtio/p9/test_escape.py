@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pyhyve.hw.virtio.p9.files import Node, OpenFile, Share
 from tests.hw.virtio.p9 import client as p9
 from tests.hw.virtio.p9.client import ROOT, Client, Refused, pack, unpack
 from tests.hw.virtio.p9.test_requests import refused
@@ -218,3 +219,32 @@ def test_a_link_or_fifo_that_is_swapped_in_during_a_create_is_not_opened(client:
             client.clunk(fid)
     assert opened
     assert (folder.parent / "secret").read_bytes() == b"secret"
+
+
+def test_a_folder_that_a_rename_lets_go_of_is_not_used_again(folder: Path) -> None:
+    """One request asks for ``..`` of a file while another one moves that file away: whose number the descriptor is by
+    then is somebody else's."""
+    (folder / "a" / "n").mkdir(parents=True)
+    (folder / "b").mkdir()
+    share = Share(str(folder), read_only=False)
+    root = share.take_pinned(share.root)
+    a, b = share.walk(root, b"a"), share.walk(root, b"b")
+    moved, climber = share.walk(a, b"n"), share.walk(a, b"n")
+    share.drop(a)
+    pin = share.pin
+
+    def pin_later(node: Node, file: OpenFile | None = None) -> Node:
+        share.pin = pin  # type: ignore[method-assign]
+        with share.place_of(moved) as (source, name), share.keeping((source, name), (b, b"n")):
+            os.rename(name, b"n", src_dir_fd=source.fd, dst_dir_fd=b.fd)
+            share.renamed(source, name, b, b"n")
+        return pin(node, file)
+
+    share.pin = pin_later  # type: ignore[method-assign]
+    above = share.walk(climber, b"..")
+    assert above is a
+    assert os.readlink(f"/proc/self/fd/{above.fd}") == str(folder / "a")
+    number = above.fd
+    share.drop(above)
+    assert above.fd < 0, "nobody uses it any more"
+    assert not os.path.exists(f"/proc/self/fd/{number}")

@@ -50,7 +50,7 @@ class Virtio9p(VirtioDevice):
         if not name or not path:
             raise DeviceError(f"virtio-9p needs a folder: {EXAMPLE}")
         for option in options:
-            if option not in ("sharename", "path", "ro", "legacy"):
+            if option not in ("sharename", "path", "ro", "legacy") and not option.startswith("pcireg."):
                 raise DeviceError(f"virtio-9p: unknown option '{option}'")
         tag = os.fsencode(name)
         if len(tag) > LONGEST_TAG:

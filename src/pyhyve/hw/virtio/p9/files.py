@@ -173,6 +173,7 @@ class Share:
                     break
                 if at.fd >= 0:
                     unused.append(at.fd)
+                    at.fd = -1  # the number is somebody else's from now on
                 self._open.pop(at, None)
                 parent = at.parent
                 if parent is not None and parent.children.get(at.name) is at:
@@ -184,7 +185,10 @@ class Share:
     def walk(self, folder: Node, name: bytes) -> Node:
         """What is called ``name`` in ``folder``, which is pinned: one user more, and pinned. Raises ``OSError``."""
         if name == b"..":
-            return self.take_pinned(folder.parent or folder)
+            with self._lock:  # a rename may take the last user but this one away
+                above = folder.parent or folder
+                above.users += 1
+            return self._pin_taken(above)
         fd = self.open_fd(check_name(name), _O_PATH, folder=folder.fd)
         return self.adopt(folder, name, fd)
 
@@ -235,12 +239,20 @@ class Share:
             node.pins -= 1
 
     def take_pinned(self, node: Node) -> Node:
-        """One user more, and pinned. Raises ``OSError``."""
+        """One user more, and pinned; it has one already. Raises ``OSError``."""
         self.pin(node)
         return self.take(node)
 
+    def _pin_taken(self, node: Node) -> Node:
+        """Pin a node that has got its user already, who goes again if it cannot be. Raises ``OSError``."""
+        try:
+            return self.pin(node)
+        except BaseException:
+            self.release(node)
+            raise
+
     def drop(self, node: Node) -> None:
-        """The opposite."""
+        """The opposite of ``take_pinned``."""
         self.unpin(node)
         self.release(node)
 
@@ -314,7 +326,8 @@ class Share:
             folder, name = node.parent, node.name
             if folder is None:
                 raise OSError(errno.EBUSY, "the shared folder itself")
-        self.take_pinned(folder)
+            folder.users += 1
+        self._pin_taken(folder)
         try:
             status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
             if identity_of(status) != node.identity:
