@@ -1,5 +1,7 @@
 """The bridges of QEMU's machine q35, as SeaBIOS and OVMF use them."""
 
+import threading
+
 import pytest
 
 from pyhyve.bus.handler import Callbacks
@@ -105,3 +107,35 @@ def test_reset_and_restore_place_what_the_registers_say(rig: Q35) -> None:
     rig.bus.restore(state)
     assert rig.mmio.read(0xB0000000, 4) == 0x29C08086
     assert rig.pio.read(0x608, 4) == TIMER_PORT & 0xFF
+
+
+def test_ports_of_others_inside_the_block_stay_when_it_goes(rig: Q35) -> None:
+    rig.put(31, PMBASE, 4, 0x600)
+    rig.put(31, ACPI_CNTL, 1, 0x80)
+    rig.pio.register(0x640, 4, Callbacks(lambda offset, size: 0x5A, lambda offset, size, value: None), "a BAR")
+    rig.put(31, ACPI_CNTL, 1, 0)
+    assert rig.pio.read(0x608, 4) is None
+    assert rig.pio.read(0x640, 1) == 0x5A
+
+
+def test_two_cpus_may_move_configuration_space_and_use_it_at_once(rig: Q35) -> None:
+    """One by ECAM, which holds the function's lock, the other by ports, which holds the bus's."""
+    waiting = threading.Event()
+    function = rig.bus.functions[PciAddress(0, 0, 0)]
+
+    def by_ports() -> None:
+        with rig.bus.lock:
+            waiting.set()
+            with function.lock:
+                pass
+
+    other = threading.Thread(target=by_ports, daemon=True)
+    with function.lock:
+        other.start()
+        assert waiting.wait(10)
+        mover = threading.Thread(target=rig.bus.show_ecam, args=(0xB0000000,), daemon=True)
+        mover.start()
+        mover.join(10)
+        assert not mover.is_alive()
+    other.join(10)
+    assert not other.is_alive()

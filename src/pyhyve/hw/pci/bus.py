@@ -93,6 +93,7 @@ class PciBus:
         self.environment = environment
         self.intx = intx
         self._second_ecam = 0
+        self._ecam_lock = threading.Lock()  # taken last, with a function's lock held
         self.windows = {**WINDOWS, BarKind.MEMORY_64: memory_64}
         self.functions: dict[PciAddress, PciFunction] = {}
         self._routes: list[InterruptRoute] = []
@@ -113,7 +114,7 @@ class PciBus:
     def show_ecam(self, base: int) -> None:
         """Let the ECAM window answer at ``base`` too, 0 for its usual place only; where that is free."""
         mmio = self.environment.mmio
-        with self.lock:
+        with self._ecam_lock:
             if self._second_ecam:
                 mmio.unregister(self._second_ecam)
                 self._second_ecam = 0

@@ -13,9 +13,10 @@ There is no system management mode: SMI_EN says that it is set up already, and f
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
-from pyhyve.bus.handler import Callbacks, Handler
+from pyhyve.bus.handler import Callbacks, Handler, Lock
 from pyhyve.hw.chipset.pm import CONTROL_PORT, EVENT_PORT, S5_TYPE, Control
 from pyhyve.hw.chipset.pmtmr import PORT as TIMER_PORT
 from pyhyve.hw.environment import Environment
@@ -97,6 +98,8 @@ class Ich9(Lpc):
     def __init__(self, environment: Environment, options: Mapping[str, str]) -> None:
         super().__init__(environment, options)
         self._base = 0
+        self._ports: list[int] = []
+        """Where something answers because of ``_base``: between them others may."""
         self.config.set(PMBASE, 4, _IO_SPACE)
         self.config.allow(PMBASE, 4, 0xFF80)
         self.config.allow(ACPI_CNTL, 1, _ACPI_ENABLE)
@@ -112,9 +115,8 @@ class Ich9(Lpc):
         pio = self.environment.pio
         if base == self._base:
             return
-        if self._base:
-            for port in [found.port for found in pio.ranges() if self._base <= found.port < self._base + _BLOCK]:
-                pio.unregister(port)
+        while self._ports:
+            pio.unregister(self._ports.pop())
         self._base = 0
         if not base or not pio.is_free(base, _BLOCK):
             return  # bhyve's own place among them
@@ -123,9 +125,14 @@ class Ich9(Lpc):
             found = pio.find(port)
             if found is not None:
                 handler = _SoftOff(found.handler) if port == CONTROL_PORT else found.handler
-                pio.register(base + port - EVENT_PORT, found.count, handler, f"{found.name} (ich9)", found.lock)
-        pio.register(base + _GPE0, _GPE0_SIZE, Callbacks(_nothing, _ignore), "gpe0 (ich9)", self.lock)
-        pio.register(base + _SMI_ENABLE, _SMI_SIZE, Callbacks(_smi, _ignore), "smi control (ich9)", self.lock)
+                self._answer(base + port - EVENT_PORT, found.count, handler, f"{found.name} (ich9)", found.lock)
+        self._answer(base + _GPE0, _GPE0_SIZE, Callbacks(_nothing, _ignore), "gpe0 (ich9)", self.lock)
+        self._answer(base + _SMI_ENABLE, _SMI_SIZE, Callbacks(_smi, _ignore), "smi control (ich9)", self.lock)
+
+    def _answer(self, port: int, count: int, handler: Handler, name: str, lock: Lock) -> None:
+        with contextlib.suppress(ValueError):  # another vCPU has moved a BAR there meanwhile
+            self.environment.pio.register(port, count, handler, name, lock)
+            self._ports.append(port)
 
     def reset(self) -> None:
         """As the bus has placed it; the power management registers at their own ports only."""
