@@ -1,5 +1,6 @@
 """Building the Debian disk: a make-believe apt and mmdebstrap, and the real e2fsprogs."""
 
+import errno
 import os
 import shutil
 import signal
@@ -222,6 +223,8 @@ def test_failures_are_told_in_one_line(build, repository, tmp_path, monkeypatch)
     assert "Unable to locate package nonsense" in failure(build, include=["nonsense"])
     assert "'-x' is no name of a package" in failure(build, include=["-x"])
     assert "call the disk" in failure(build, name="debian.initrd")
+    assert "is a folder" in failure(build, name=".")
+    assert "there is no folder" in failure(build, name="nowhere/debian.img")
     (repository / "failing").touch()
     assert failure(build).endswith("could not install the packages: it went wrong")
     (repository / "failing").unlink()
@@ -232,7 +235,12 @@ def test_failures_are_told_in_one_line(build, repository, tmp_path, monkeypatch)
     assert "needs mmdebstrap" in failure(build)
 
 
-def test_a_copy_has_the_holes_of_the_original(tmp_path):
+@pytest.mark.parametrize("number", [None, errno.EXDEV, errno.ENOSYS])
+def test_a_copy_has_the_holes_of_the_original(tmp_path, monkeypatch, number):
+    """Also between two file systems, where the kernel does not copy."""
+    if number is not None:
+        monkeypatch.setattr(ext4.os, "copy_file_range", lambda *_: (_ for _ in ()).throw(OSError(number, "no")))
+        monkeypatch.setattr(ext4.fcntl, "ioctl", lambda *_: (_ for _ in ()).throw(OSError(number, "no")))
     source, target = tmp_path / "a", tmp_path / "b"
     with source.open("wb") as file:
         file.truncate(32 << 20)

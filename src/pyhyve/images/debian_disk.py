@@ -68,6 +68,10 @@ def build_debian_disk(
             raise ImageError(f"'{name}' is no name of a package")
     if size % _BLOCK:
         raise ImageError(f"a disk of {size} bytes is not a multiple of {_BLOCK}")
+    if not out.name or out.is_dir():
+        raise ImageError(f"'{out}' is a folder: name the image, {out / 'debian.img'} for example")
+    if not out.parent.is_dir():
+        raise ImageError(f"there is no folder {out.parent}")
     if out.suffix in (".vmlinuz", ".initrd"):
         raise ImageError(f"{out} is the name of what lies beside the disk; call the disk {out.with_suffix('.img')}")
     folder = (cache_dir or default_cache_dir()) / "debian-disk"

@@ -8,6 +8,7 @@ gets one, and root in a container may not set them either. ``debugfs`` writes th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -24,6 +25,7 @@ TOOLS = ("tar", "mke2fs", "debugfs")
 
 _FICLONE = 0x40049409  # include/uapi/linux/fs.h
 _CHUNK = 64 << 20
+_PIECE = 1 << 20
 _ATTRIBUTE = "SCHILY.xattr."  # pax header of GNU tar
 
 Attribute = tuple[str, str, bytes]
@@ -85,11 +87,19 @@ def copy_sparse(source: Path, target: Path) -> None:
         while at < size:
             try:
                 at = os.lseek(old.fileno(), at, os.SEEK_DATA)
-            except OSError:  # no data behind this
-                return
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return  # no data behind this
             end = os.lseek(old.fileno(), at, os.SEEK_HOLE)
             while at < end:
-                count = os.copy_file_range(old.fileno(), new.fileno(), min(end - at, _CHUNK), at, at)
+                try:
+                    count = os.copy_file_range(old.fileno(), new.fileno(), min(end - at, _CHUNK), at, at)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                        raise
+                    # not between these two file systems
+                    count = os.pwrite(new.fileno(), os.pread(old.fileno(), min(end - at, _PIECE), at), at)
                 if not count:
                     raise ImageError(f"{source} became shorter while it was copied")
                 at += count
