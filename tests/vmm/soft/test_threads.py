@@ -166,3 +166,34 @@ def test_an_nmi_does_not_end_the_halt_of_an_nmi_handler(boot: Boot) -> None:
     timer.start()
     assert isinstance(guest.run(), Bogus)
     timer.join()
+
+
+@pytest.mark.parametrize("bits", [0x83, 0x183])
+@pytest.mark.parametrize("reload", ["", "mov %cr3, %rax\nmov %rax, %cr3"])
+def test_invlpg_of_a_large_page_forgets_all_code_in_it(boot: Boot, bits: int, reload: str) -> None:
+    """SDM Vol. 3 4.10.4.1: whatever address in the page it names; code that the data TLB knows nothing of."""
+    guest = boot(f"""
+        .equ PAGE, 0x140000000
+        mov %cr4, %rax
+        or $0x80, %eax
+        mov %rax, %cr4
+        movq $0x30007, 0x5028
+        movq $0x600000+{bits}, 0x30000
+        movabs $PAGE, %rdx
+        lea 0x5000(%rdx), %rsi
+        lea 1f(%rip), %rcx
+        jmp *%rsi
+    1:  mov %ebx, {DATA}
+        {reload}
+        movq $0x800000+{bits}, 0x30000
+        invlpg (%rdx)
+        lea 2f(%rip), %rcx
+        jmp *%rsi
+    2:  mov %ebx, {DATA}+8
+        out %al, $0xF4
+    """)
+    for number, gpa in ((1, 0x605000), (2, 0x805000)):
+        guest.memory.write(gpa, assemble(f"mov ${number}, %ebx\njmp *%rcx\n", 0))
+        guest.vm.memory_written(gpa, 0x100)
+    guest.until_end()
+    assert [guest.memory.read_uint(DATA + at, 4) for at in (0, 8)] == [1, 2]

@@ -15,7 +15,15 @@ kernel's, where a filter of page numbers says that they may have something of th
 
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
-from cython.cimports.pyhyve.vmm.soft.mmu import FRAME, PAGE_GLOBAL, PAGE_OFFSET, walk
+from cython.cimports.pyhyve.vmm.soft.mmu import (
+    FRAME,
+    PAGE_GLOBAL,
+    PAGE_HUGE,
+    PAGE_LARGE,
+    PAGE_OFFSET,
+    note_large,
+    walk,
+)
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_EXEC,
@@ -72,6 +80,8 @@ def code_page(s, va, user, gpa, flags):
         return DONE
     if walk(s, va, ACCESS_EXEC, user, False, gpa, flags) != DONE:
         return FAULT
+    if flags[0] & (PAGE_LARGE | PAGE_HUGE):
+        note_large(s, va, flags[0])  # INVLPG of any address in it means this code too
     entry.tag = tag
     entry.info = (gpa[0] & FRAME) | (TLB_GLOBAL if flags[0] & PAGE_GLOBAL else 0)
     s.page_dirty[whose] = 1

@@ -12,9 +12,9 @@ import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import code_written, has_code
 from cython.cimports.pyhyve.vmm.soft.cpuid import R_EAX, feature
-from cython.cimports.pyhyve.vmm.soft.mmu import ram_host
+from cython.cimports.pyhyve.vmm.soft.mmu import fence, ram_host
 from cython.cimports.pyhyve.vmm.soft.native import native
-from cython.cimports.pyhyve.vmm.soft.state import DONE, LOW32, gp
+from cython.cimports.pyhyve.vmm.soft.state import ATOMIC, DONE, LOW32, gp
 
 
 def pvclock_announced(e):
@@ -27,6 +27,7 @@ def put(s, gpa, value):
     if host == 0:
         return
     cython.cast(cython.pointer(uint32_t), host)[0] = value
+    fence(ATOMIC)  # the store must be seen by whoever claims the page behind this look
     if has_code(s.engine, gpa):
         code_written(s.engine, s, gpa, 4)
 

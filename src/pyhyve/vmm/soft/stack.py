@@ -41,7 +41,9 @@ def stack_create(s, bottom):
     frame: cython.pointer(uint64_t)
     if memory == MAP_FAILED:
         return -1
-    mprotect(memory, STACK_GUARD, PROT_NONE)
+    if mprotect(memory, STACK_GUARD, PROT_NONE) < 0:
+        munmap(memory, STACK_GUARD + STACK_SIZE)
+        return -1
     s.stack_memory = cython.cast(uint64_t, memory)
     s.stack_base = s.stack_memory + STACK_GUARD + STACK_SIZE - 16
     # The frame at the bottom is nobody's: a return to address 0 finds it, and goes by the look-up.
@@ -72,7 +74,9 @@ def use_signal_stack():
     stack.ss_sp = memory
     stack.ss_flags = 0
     stack.ss_size = SIGNAL_STACK
-    sigaltstack(cython.address(stack), cython.NULL)
+    if sigaltstack(cython.address(stack), cython.NULL) < 0:
+        munmap(memory, SIGNAL_STACK)
+        return
     pthread_setspecific(signal_stack, memory)
 
 
