@@ -15,6 +15,8 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -115,6 +117,8 @@ def serve(address: str) -> Iterator[int]:
             while b"listening" not in (line := process.stdout.readline()):
                 if not line:
                     raise BenchmarkError(f"iperf3: no server at port {port}")
+            # Read what it reports, or it stands still when the pipe is full.
+            threading.Thread(target=deque, args=(process.stdout, 0), daemon=True).start()
             yield port
         finally:
             process.kill()

@@ -9,7 +9,7 @@ import pytest
 from pyhyve.hw import registry
 from tests.hw.fuzz.devices import FUZZERS
 
-BRIDGES = {"hostbridge", "amd_hostbridge", "lpc"}
+BRIDGES = {"hostbridge", "amd_hostbridge", "lpc", "q35", "ich9"}
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
