@@ -294,12 +294,6 @@ class Config:
         found = {full[len(prefix) :].split(".", 1)[0] for full in self._values if full.startswith(prefix)}
         return sorted(found, key=lambda part: (0, int(part), "") if part.isdigit() else (1, 0, part))
 
-    def node(self, name: str) -> dict[str, str]:
-        """The variables directly below a node, expanded."""
-        return {
-            child: value for child in self.children(name) if (value := self._direct(f"{name}.{child}")) is not None
-        }
-
     def below(self, name: str) -> dict[str, str]:
         """All variables below a node, expanded, by their names from there: what a PCI device's constructor is given."""
         prefix = f"{name}."
@@ -308,9 +302,6 @@ class Config:
             for variable in self._values
             if variable.startswith(prefix) and (value := self.get(variable)) is not None
         }
-
-    def _direct(self, name: str) -> str | None:
-        return self.get(name) if name in self._values else None
 
     def names(self) -> list[str]:
         """Every variable that was set, sorted."""

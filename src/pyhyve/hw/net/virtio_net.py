@@ -24,7 +24,6 @@ from pyhyve.backends.net.frames import ETHERNET, HEADER_SIZE, MAX_FRAME
 from pyhyve.errors import DeviceError
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.intx import IntxPin
-from pyhyve.hw.registry import device
 from pyhyve.hw.virtio.device import Feature as CommonFeature
 from pyhyve.hw.virtio.device import Status, VirtioDevice
 from pyhyve.hw.virtio.queue import Chain, Queue, RingError
@@ -126,7 +125,6 @@ def features_of(offload: Offload) -> int:
     return host | guest | (Feature.CTRL_GUEST_OFFLOADS if guest else 0)
 
 
-@device("virtio-net")
 class VirtioNet(VirtioDevice):
     """The network device. Options: ``backend`` and those of its kind, ``mac``, ``mtu``."""
 

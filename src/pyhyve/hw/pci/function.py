@@ -1,6 +1,6 @@
 """What every function on the PCI bus is made of: configuration space, BARs, an interrupt pin.
 
-A device is a subclass, registered with ``@device("name")``. Its constructor gets the environment and its options (the
+A device is a subclass, named in ``hw.registry``. Its constructor gets the environment and its options (the
 variables below its slot in the configuration tree) and declares BARs, capabilities and an interrupt. The bus then
 places it. Guest accesses come by configuration cycles through the bus, and by the BARs' handlers.
 """

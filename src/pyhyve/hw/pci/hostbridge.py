@@ -12,12 +12,10 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.capabilities import PortType, add_express
 from pyhyve.hw.pci.config_space import Identity
 from pyhyve.hw.pci.function import PciFunction
-from pyhyve.hw.registry import device
 
 _BRIDGE, _HOST = 0x06, 0x00
 
 
-@device("hostbridge")
 class HostBridge(PciFunction):
     """bhyve's host bridge."""
 
@@ -28,7 +26,6 @@ class HostBridge(PciFunction):
         add_express(self.config, PortType.ROOT_PORT)
 
 
-@device("amd_hostbridge")
 class AmdHostBridge(HostBridge):
     """An AMD host bridge."""
 

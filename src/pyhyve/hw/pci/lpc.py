@@ -13,14 +13,12 @@ from pyhyve.hw.pci.bus import PciAddress, PciBus
 from pyhyve.hw.pci.config_space import Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import PIRQS, IntxPin, IntxRouting
-from pyhyve.hw.registry import device
 
 LPC_BRIDGES = ("lpc", "ich9")
 """The names of the drivers that are one."""
 PIRQ_OFFSETS = (0x60, 0x61, 0x62, 0x63, 0x68, 0x69, 0x6A, 0x6B)
 
 
-@device("lpc")
 class Lpc(PciFunction):
     """PCI to ISA bridge. Its routing registers are those of the bus's ``IntxRouting``."""
 

@@ -45,7 +45,6 @@ from pyhyve.hw.pci.passthru_config import (
 from pyhyve.hw.pci.passthru_irq import HostInterrupts
 from pyhyve.hw.pci.passthru_map import MappedBars
 from pyhyve.hw.pci.rom import read_image
-from pyhyve.hw.registry import device
 from pyhyve.lifecycle import State
 from pyhyve.messages import complain
 
@@ -99,7 +98,6 @@ class _BarHandler:
             function.host.write(region, offset, size, value)
 
 
-@device("passthru")
 class Passthru(PciFunction):
     """The function. Options ``bus``, ``slot``, ``func``, ``domain`` (the host's device) and ``rom`` (a file)."""
 

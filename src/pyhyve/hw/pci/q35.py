@@ -25,7 +25,6 @@ from pyhyve.hw.pci.config_space import Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import IntxPin
 from pyhyve.hw.pci.lpc import Lpc
-from pyhyve.hw.registry import device
 
 _QEMU = 0x1AF4
 _QEMU_MACHINE = 0x1100
@@ -52,7 +51,6 @@ _APMC_ENABLE = 0x20
 _BLOCK = 0x80
 
 
-@device("q35")
 class Q35(PciFunction):
     """The memory controller hub."""
 
@@ -89,7 +87,6 @@ class Q35(PciFunction):
         self.config_written(PCIEXBAR, 8)
 
 
-@device("ich9")
 class Ich9(Lpc):
     """The LPC bridge, with the base of the power management registers."""
 

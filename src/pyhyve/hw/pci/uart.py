@@ -20,7 +20,6 @@ from pyhyve.hw.pci.bus import PciAddress, PciBus
 from pyhyve.hw.pci.config_space import Identity
 from pyhyve.hw.pci.function import PciFunction
 from pyhyve.hw.pci.intx import IntxPin
-from pyhyve.hw.registry import device
 from pyhyve.lifecycle import State, saved_dict
 from pyhyve.vmm.exits import SuspendReason
 
@@ -44,7 +43,6 @@ class _Interrupt:
         self.set(False)
 
 
-@device("uart")
 class PciUart(PciFunction):
     """The card. Option ``path``: a character backend; without one nothing is connected."""
 

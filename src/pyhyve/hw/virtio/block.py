@@ -23,7 +23,6 @@ from enum import IntEnum, IntFlag
 from pyhyve.backends.block import OPTIONS, open_block
 from pyhyve.errors import DeviceError
 from pyhyve.hw.environment import Environment
-from pyhyve.hw.registry import device
 from pyhyve.hw.virtio.device import VirtioDevice
 from pyhyve.hw.virtio.queue import Chain, Queue
 
@@ -81,7 +80,6 @@ WRITE_BACK = 32
 _IN, _OUT, _OK = int(Request.IN), int(Request.OUT), int(Outcome.OK)
 
 
-@device("virtio-blk")
 class VirtioBlock(VirtioDevice):
     """The block device."""
 

@@ -22,7 +22,6 @@ from functools import partial
 from pyhyve.backends.port import SocketPort
 from pyhyve.errors import DeviceError
 from pyhyve.hw.environment import Environment
-from pyhyve.hw.registry import device
 from pyhyve.hw.virtio.device import VirtioDevice
 from pyhyve.hw.virtio.queue import Chain, Queue
 
@@ -70,7 +69,6 @@ class Port:
         self.socket.on_room = partial(owner.room, self)
 
 
-@device("virtio-console")
 class VirtioConsole(VirtioDevice):
     """The console device."""
 

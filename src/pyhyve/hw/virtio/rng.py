@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping
 
 from pyhyve.hw.environment import Environment
-from pyhyve.hw.registry import device
 from pyhyve.hw.virtio.device import VirtioDevice
 from pyhyve.hw.virtio.queue import Queue
 
@@ -17,7 +16,6 @@ LARGEST = 1 << 16
 """Bytes given at a time, however much a guest asks for: the rest of its buffer stays as it is."""
 
 
-@device("virtio-rnd")
 class VirtioRandom(VirtioDevice):
     """The entropy device."""
 

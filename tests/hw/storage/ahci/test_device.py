@@ -84,7 +84,7 @@ def test_more_drives_than_six(make, tmp_path: Path) -> None:
 
 def test_a_disk_of_a_configuration_file(environment, images: list[str]) -> None:
     config = Config.of({"pci.0.3.0.device": "ahci-hd", "pci.0.3.0.path": images[0], "pci.0.3.0.ro": True})
-    options = config.node("pci.0.3.0")
+    options = config.below("pci.0.3.0")
     del options["device"]
     function = registry.find("ahci-hd")(environment, options)
     assert function.controller.implemented == 1

@@ -20,7 +20,6 @@ from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.config_space import Identity, Offset
 from pyhyve.hw.pci.function import PciFunction
-from pyhyve.hw.registry import device
 from pyhyve.lifecycle import State, saved_dict
 
 # The parts are imported when a controller is made: a machine without one should not wait for them.
@@ -37,7 +36,6 @@ MODELS = {"hd": "BHYVE SATA DISK", "cd": "BHYVE SATA DVD ROM"}
 _OF_EVERY_SLOT = frozenset({"legacy"})
 
 
-@device("ahci")
 class Ahci(PciFunction):
     """An AHCI controller with the drives of its options."""
 
@@ -187,14 +185,12 @@ class _OneDrive(Ahci):
         return Ahci.parse_options(f"{cls.default_kind}:{conf}")
 
 
-@device("ahci-hd")
 class AhciHd(_OneDrive):
     """One disk."""
 
     default_kind = "hd"
 
 
-@device("ahci-cd")
 class AhciCd(_OneDrive):
     """One CD drive."""
 

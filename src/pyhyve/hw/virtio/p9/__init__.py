@@ -5,7 +5,3 @@ what does it, in ``session``, ``content``, ``attributes`` and ``names``. ``fids`
 the shared folder and why nothing leads out of it, ``locks`` are record locks, ``calls`` what of Linux Python has no
 words for.
 """
-
-import pyhyve.hw.virtio.p9.device as device
-
-__all__ = ["device"]

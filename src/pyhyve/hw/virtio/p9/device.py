@@ -23,7 +23,6 @@ from pyhyve.backends.block import is_set
 from pyhyve.backends.pool import WorkerPool
 from pyhyve.errors import DeviceError
 from pyhyve.hw.environment import Environment
-from pyhyve.hw.registry import device
 from pyhyve.hw.virtio.device import VirtioDevice
 from pyhyve.hw.virtio.p9 import wire
 from pyhyve.hw.virtio.p9.wire import LARGEST_MESSAGE, Kind, Request
@@ -39,7 +38,6 @@ class Feature(IntFlag):
     MOUNT_TAG = 1 << 0
 
 
-@device("virtio-9p")
 class Virtio9p(VirtioDevice):
     """The 9P device."""
 
