@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from functools import partial
 
 from pyhyve.backends.block import BlockBackend
 from pyhyve.hw.storage.ahci import logs
-from pyhyve.hw.storage.ahci.drive import Link, Step
+from pyhyve.hw.storage.ahci.drive import Drive, Step
 from pyhyve.hw.storage.ahci.fis import LBA_MODE
 from pyhyve.hw.storage.ahci.identify import Identity, identify_disk
 from pyhyve.hw.storage.ahci.logs import Log, QueuedError, Smart
 from pyhyve.hw.storage.ahci.registers import FAILED, OK, SLOTS, AtaError
 from pyhyve.hw.storage.ahci.request import Request
-from pyhyve.lifecycle import State, restore_fields, save_fields
 
 SIGNATURE = 0x00000101
 TRIM_BLOCKS = 8
@@ -111,17 +110,15 @@ _TRANSFERS: dict[int, tuple[bool, bool, bool, bool]] = {
 }
 
 
-class AtaDisk:
+class AtaDisk(Drive):
     """A disk at the end of a port."""
 
     signature = SIGNATURE
     ready_status = OK
     _FIELDS = ("_write_cache", "_look_ahead", "_smart", "_transfer_mode", "_multiple", "_standby")
-    _link: Link
 
     def __init__(self, backend: BlockBackend, identity: Identity) -> None:
-        self._backend = backend
-        self._identity = identity
+        super().__init__(backend, identity)
         self._sector = backend.sector.logical
         self._sectors = backend.size // self._sector
         self._queued_error: QueuedError | None = None
@@ -158,10 +155,6 @@ class AtaDisk:
             Command.IDENTIFY: self._identify,
             Command.SET_FEATURES: self._set_features,
         }
-
-    def connect(self, link: Link) -> None:
-        """The port that it hangs on."""
-        self._link = link
 
     def is_queued(self, request: Request) -> bool:
         """READ and WRITE FPDMA QUEUED."""
@@ -424,19 +417,3 @@ class AtaDisk:
         self._write_cache = self._look_ahead = self._smart = True
         self._transfer_mode = _ULTRA_DMA_6
         self._multiple = 128
-
-    def drain(self) -> None:
-        """Wait for the backend."""
-        self._backend.drain()
-
-    def save(self) -> State:
-        """What the disk is set to."""
-        return save_fields(self, self._FIELDS)
-
-    def restore(self, state: Mapping[str, object]) -> None:
-        """Take it over."""
-        restore_fields(self, self._FIELDS, state)
-
-    def close(self) -> None:
-        """Give the backend back."""
-        self._backend.close()

@@ -10,17 +10,16 @@ of the sense data is there for REQUEST SENSE.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 from typing import NamedTuple
 
 from pyhyve.backends.block import BlockBackend
-from pyhyve.hw.storage.ahci.drive import Link
+from pyhyve.hw.storage.ahci.drive import Drive
 from pyhyve.hw.storage.ahci.identify import Identity, identify_packet
 from pyhyve.hw.storage.ahci.registers import FAILED, OK, AtaError, Header
 from pyhyve.hw.storage.ahci.request import Request
-from pyhyve.lifecycle import State, restore_fields, save_fields
 
 SIGNATURE = 0xEB140101
 SECTOR = 2048
@@ -77,17 +76,15 @@ _ANYTIME = (Scsi.INQUIRY, Scsi.REQUEST_SENSE, Scsi.GET_EVENT_STATUS, Scsi.GET_CO
 """What a drive answers before it has told that it was reset."""
 
 
-class AtapiDrive:
+class AtapiDrive(Drive):
     """A CD drive with a disc in it, at the end of a port."""
 
     signature = SIGNATURE
     ready_status = 0
     _FIELDS = ("_key", "_code", "_qualifier", "_loaded", "_transfer_mode")
-    _link: Link
 
     def __init__(self, backend: BlockBackend, identity: Identity) -> None:
-        self._backend = backend
-        self._identity = identity
+        super().__init__(backend, identity)
         self._sectors = backend.size // SECTOR
         self._key, self._code, self._qualifier = WAS_RESET
         self._loaded = True
@@ -111,10 +108,6 @@ class AtapiDrive:
             Scsi.READ_DISC_INFORMATION: self._read_disc_information,
             Scsi.REPORT_LUNS: self._report_luns,
         }
-
-    def connect(self, link: Link) -> None:
-        """The port that it hangs on."""
-        self._link = link
 
     def is_queued(self, request: Request) -> bool:
         """Packet devices have no queued commands."""
@@ -348,22 +341,6 @@ class AtapiDrive:
         self._set_sense(WAS_RESET)
         self._loaded = True
         self._transfer_mode = _ULTRA_DMA_6
-
-    def drain(self) -> None:
-        """Wait for the backend."""
-        self._backend.drain()
-
-    def save(self) -> State:
-        """Sense, tray and mode."""
-        return save_fields(self, self._FIELDS)
-
-    def restore(self, state: Mapping[str, object]) -> None:
-        """Take them over."""
-        restore_fields(self, self._FIELDS, state)
-
-    def close(self) -> None:
-        """Give the backend back."""
-        self._backend.close()
 
 
 def _msf(lba: int) -> int:
