@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
@@ -247,6 +248,36 @@ def test_one_queue_is_reset_and_set_up_in_another_way(driver: Driver) -> None:
     assert exchange(driver, again, b"after") == b"retfa"
     device.complete(device.held.pop(), 0)
     assert [used.written for used in second.take()] == [0]
+
+
+def test_a_reset_waits_for_a_queue_that_another_processor_resets(rig: Rig) -> None:
+    driver = Driver(rig, Kind(), 1 << 40)
+    device, queue = rig.device, driver.queues[0]
+    assert isinstance(device, Mirror)
+    device.hold = True
+    queue.add([(driver.buffer(4, b"abcd"), 4, False), (driver.buffer(4), 4, True)])
+    queue.kick()
+    rig.loop.serve()
+    working = device.held.pop()  # the host is at it: nothing to cancel
+    resets = device.resets
+    retired, ended = threading.Event(), []
+    device.cancel = lambda rings: retired.set()  # type: ignore[method-assign]
+
+    def processor(name: str, offset: int, size: int, value: int) -> threading.Thread:
+        thread = threading.Thread(target=lambda: (driver.common(offset, size, value), ended.append(name)))
+        thread.start()
+        assert retired.wait(10)
+        retired.clear()
+        return thread
+
+    driver.common(22, 2, 0)
+    threads = [processor("queue", 58, 2, 1), processor("device", 20, 1, 0)]
+    with device.lock:  # both wait now: who has retired its rings lets go of the lock only to wait, or having ended
+        assert (ended, device.resets) == ([], resets)
+    device.complete(working, 0)
+    for thread in threads:
+        thread.join(10)
+    assert (sorted(ended), device.resets) == (["device", "queue"], resets + 1)
 
 
 def test_the_device_configuration_is_read_and_written(driver: Driver) -> None:

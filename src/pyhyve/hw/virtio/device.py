@@ -131,6 +131,8 @@ class VirtioDevice(PciFunction):
         self.config_vector = NO_VECTOR
         self._idle = threading.Condition(self.lock)
         self._closed = False
+        self._retired: list[Queue] = []
+        """Rings of before a reset that the host still works for."""
         self.queues = [QueueSetup(size) for size in queues]
         self.use_intx()
         if environment.virtio_msix:
@@ -235,14 +237,16 @@ class VirtioDevice(PciFunction):
 
     def disable(self, setup: QueueSetup) -> None:
         """The driver takes a queue away: by the legacy interface, or to enable it anew (§2.6.1)."""
-        self._drain([setup])
         setup.enabled = 0
+        self._retire([setup])
+        self._drain()
 
     def reset_queue(self, setup: QueueSetup) -> None:
         """The driver resets one queue, and may set it up in another way. Waits as ``reset_device`` does."""
         if self.negotiated(Feature.RING_RESET):
-            self.disable(setup)
-            setup.reset()
+            self._retire([setup])
+            setup.reset()  # before it lets go of the lock, as another vCPU may reset the device meanwhile
+            self._drain()
 
     def fail(self) -> None:
         """The guest did what cannot be: stop until it resets the device (§2.1.2)."""
@@ -253,7 +257,8 @@ class VirtioDevice(PciFunction):
     def reset_device(self) -> None:
         """Back to the state that a driver finds. Waits for requests in flight: they reach into guest memory."""
         self.status = 0
-        self._drain(self.queues)
+        self._retire(self.queues)
+        self._drain()
         for queue in self.queues:
             queue.reset()
         self.driver_features = 0
@@ -316,13 +321,21 @@ class VirtioDevice(PciFunction):
             self.msi.notify()
         self.set_intx(True)
 
-    def _drain(self, queues: Sequence[QueueSetup]) -> None:
-        """Wait until the host has done what it was asked. Lets go of the lock meanwhile."""
+    def _retire(self, queues: Sequence[QueueSetup]) -> None:
+        """Take the rings of ``queues`` away: nothing of them is completed to the driver any more."""
         rings = [queue.ring for queue in queues if queue.ring is not None]
         for queue in queues:
-            queue.ring = None  # nothing of it is completed to the driver any more
+            queue.ring = None
         self.cancel(rings)
-        self._idle.wait_for(lambda: not any(ring.in_flight for ring in rings), DRAIN_SECONDS)
+        self._retired += rings
+
+    def _drain(self) -> None:
+        """Wait until the host has done what it was asked by retired rings, whoever retired them.
+
+        Lets go of the lock meanwhile.
+        """
+        self._idle.wait_for(lambda: not any(ring.in_flight for ring in self._retired), DRAIN_SECONDS)
+        self._retired = [ring for ring in self._retired if ring.in_flight]
 
     def cancel(self, rings: Sequence[Queue]) -> None:
         """Forget the chains of ``rings`` that wait for something that may never come. With the lock held."""
@@ -348,7 +361,7 @@ class VirtioDevice(PciFunction):
 
     def save(self) -> State:
         with self.lock:
-            rings = [queue.ring for queue in self.queues if queue.ring is not None]
+            rings = [*self._retired, *(queue.ring for queue in self.queues if queue.ring is not None)]
             self._idle.wait_for(lambda: not any(ring.in_flight for ring in rings), DRAIN_SECONDS)
             state = super().save()
             queues: list[object] = []
@@ -388,7 +401,8 @@ class VirtioDevice(PciFunction):
         with self.lock:
             if self._closed:
                 return
-            self._drain(self.queues)
+            self._retire(self.queues)
+            self._drain()
             self._closed = True
             self.transport.close()
         for queue in self.queues:
