@@ -20,15 +20,15 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_TRAP_GATE,
     TYPE_TRAP_GATE16,
     TYPE_TSS,
+    check_return,
     check_rip,
-    drop_segments,
     enter_code,
+    enter_return,
     inner_stack,
     mark_accessed,
     push_new,
     read_code,
     read_return_cs,
-    read_return_ss,
     read_stack,
     set_new_stack,
     set_null,
@@ -160,9 +160,7 @@ def deliver_exception(s):
 def deliver_interrupt(s, vector):
     s.count_interrupts += 1
     s.halted = 0
-    if enter(
-        s, vector, SOURCE_HARDWARE, s.rip, get_rflags(s), False, 0
-    ) == DONE:
+    if enter(s, vector, SOURCE_HARDWARE, s.rip, get_rflags(s), False, 0) == DONE:
         return DONE
     return deliver_exception(s)
 
@@ -510,10 +508,7 @@ def iret_long(s, insn):
     new_sp: uint64_t = 0
     new_ss: uint64_t = 0
     cs_address: uint64_t = 0
-    ss_address: uint64_t = 0
     status: cython.int
-    level: cython.int
-    old_level: cython.int = s.cpl
     status = read_stack(s, sp, size, cython.address(rip))
     if status == DONE:
         status = read_stack(s, sp + size, size, cython.address(selector))
@@ -525,27 +520,15 @@ def iret_long(s, insn):
         status = read_stack(s, sp + 4 * size, size, cython.address(new_ss))
     if status != DONE:
         return status
-    if (
-        read_return_cs(s, selector & 0xFFFF, cython.address(cs), cython.address(cs_address)) != DONE
-        or read_return_ss(s, new_ss & 0xFFFF, cython.address(cs), cython.address(ss), cython.address(ss_address))
-        != DONE
-        or check_rip(s, cython.address(cs), cython.address(rip)) != DONE
-        or mark_accessed(s, cython.address(cs), cs_address) != DONE
-        or ((ss.access & SEG_UNUSABLE) == 0 and mark_accessed(s, cython.address(ss), ss_address) != DONE)
-    ):
-        return FAULT
-    level = selector & 3
-    s.segments[SS] = ss
-    restore_flags(s, flags, size, old_level)
-    if cs.access & SEG_L:
-        s.gpr[RSP] = new_sp
-    else:
-        set_sp(s, new_sp, LOW32 if ss.access & SEG_DB else 0xFFFF)
-    if level != old_level:
-        s.cpl = level
-        drop_segments(s)
-    enter_code(s, cython.address(cs), level, rip)
-    return DONE
+    status = read_return_cs(s, selector & 0xFFFF, cython.address(cs), cython.address(cs_address))
+    if status == DONE:
+        status = check_return(
+            s, cython.address(cs), cs_address, cython.address(rip), new_ss & 0xFFFF, cython.address(ss)
+        )
+    if status == DONE:
+        restore_flags(s, flags, size, s.cpl)
+        enter_return(s, cython.address(cs), cython.address(ss), rip, new_sp)
+    return status
 
 
 def iret_protected(s, insn):
@@ -561,7 +544,6 @@ def iret_protected(s, insn):
     new_sp: uint64_t = 0
     new_ss: uint64_t = 0
     cs_address: uint64_t = 0
-    ss_address: uint64_t = 0
     status: cython.int
     level: cython.int
     old_level: cython.int = s.cpl
@@ -593,20 +575,11 @@ def iret_protected(s, insn):
         status = read_stack(s, (sp + 4 * size) & mask, size, cython.address(new_ss))
     if status != DONE:
         return status
-    if (
-        read_return_ss(s, new_ss & 0xFFFF, cython.address(cs), cython.address(ss), cython.address(ss_address)) != DONE
-        or check_rip(s, cython.address(cs), cython.address(rip)) != DONE
-        or mark_accessed(s, cython.address(cs), cs_address) != DONE
-        or ((ss.access & SEG_UNUSABLE) == 0 and mark_accessed(s, cython.address(ss), ss_address) != DONE)
-    ):
-        return FAULT
-    s.segments[SS] = ss
-    restore_flags(s, flags, size, old_level)
-    s.cpl = level
-    drop_segments(s)
-    enter_code(s, cython.address(cs), level, rip)
-    set_sp(s, new_sp, stack_mask(s))
-    return DONE
+    status = check_return(s, cython.address(cs), cs_address, cython.address(rip), new_ss & 0xFFFF, cython.address(ss))
+    if status == DONE:
+        restore_flags(s, flags, size, old_level)
+        enter_return(s, cython.address(cs), cython.address(ss), rip, new_sp)
+    return status
 
 
 def iret_vm86(s, sp, rip, cs, flags):

@@ -61,11 +61,13 @@ cdef int read_code(CpuState *s, uint16_t selector, Segment *cs, uint64_t *addres
 cdef int check_code(CpuState *s, Segment *cs) noexcept nogil
 # Canonical in a 64-bit segment, else within the limit; truncated to the segment's size. #GP(0).
 cdef int check_rip(CpuState *s, Segment *cs, uint64_t *rip) noexcept nogil
-# For RETF and IRET: the code segment returned to, at any outer or the same level; the stack segment with it.
+# For RETF and IRET: the code segment returned to, at any outer or the same level.
 cdef int read_return_cs(CpuState *s, uint16_t selector, Segment *cs, uint64_t *address) noexcept nogil
-cdef int read_return_ss(CpuState *s, uint16_t selector, Segment *cs, Segment *ss, uint64_t *address) noexcept nogil
-# Behind a return to an outer level: data segments that it may not use become null.
-cdef void drop_segments(CpuState *s) noexcept nogil
+# With a stack to go with it: the stack segment `selector` and all that is still to be checked, both marked accessed;
+# then the change itself. Data segments that an outer level may not use become null.
+cdef int check_return(CpuState *s, Segment *cs, uint64_t cs_address, uint64_t *rip, uint16_t selector,
+                      Segment *ss) noexcept nogil
+cdef void enter_return(CpuState *s, Segment *cs, Segment *ss, uint64_t rip, uint64_t sp) noexcept nogil
 # CS and CPL, then rip; update_mode is done.
 cdef void enter_code(CpuState *s, Segment *cs, int level, uint64_t rip) noexcept nogil
 cdef void set_real(CpuState *s, int seg, uint16_t selector) noexcept nogil
@@ -87,6 +89,8 @@ cdef int write_word(CpuState *s, Insn *insn, uint16_t value) noexcept nogil
 cdef int read_far(CpuState *s, Insn *insn, uint16_t *selector, uint64_t *offset) noexcept nogil
 
 # Used inside this module only.
+cdef int read_return_ss(CpuState *s, uint16_t selector, Segment *cs, Segment *ss, uint64_t *address) noexcept nogil
+cdef void drop_segments(CpuState *s) noexcept nogil
 # MOV/POP to a data segment register or SS, with every check of SDM Vol. 2 MOV.
 cdef int load_segment(CpuState *s, int seg, uint16_t selector) noexcept nogil
 cdef bint within(Segment *segment, uint64_t offset, uint32_t size) noexcept nogil

@@ -269,6 +269,29 @@ def read_return_ss(s, selector, cs, ss, address):
     return DONE
 
 
+def check_return(s, cs, cs_address, rip, selector, ss):
+    ss_address: uint64_t = 0
+    if (
+        read_return_ss(s, selector, cs, ss, cython.address(ss_address)) != DONE
+        or check_rip(s, cs, rip) != DONE
+        or mark_accessed(s, cs, cs_address) != DONE
+        or ((ss.access & SEG_UNUSABLE) == 0 and mark_accessed(s, ss, ss_address) != DONE)
+    ):
+        return FAULT
+    return DONE
+
+
+def enter_return(s, cs, ss, rip, sp):
+    level: cython.int = cs.selector & 3
+    outer: cython.bint = level != s.cpl
+    s.segments[SS] = ss[0]
+    s.cpl = level
+    if outer:
+        drop_segments(s)
+    enter_code(s, cs, level, rip)
+    set_sp(s, sp, stack_mask(s))
+
+
 def drop_segments(s):
     seg: cython.int
     access: uint32_t

@@ -11,6 +11,8 @@ cdef void set_zf(CpuState *s, bint zero) noexcept nogil
 cdef bint inspect(CpuState *s, uint16_t selector, uint32_t system_types, Segment *segment, int *status) noexcept nogil
 cdef int verify(CpuState *s, Insn *insn, bint write) noexcept nogil
 cdef int look(CpuState *s, Insn *insn, uint32_t system_types, bint limit) noexcept nogil
+# For LLDT and LTR: the operand, in protected mode at CPL 0.
+cdef int read_system_selector(CpuState *s, Insn *insn, uint16_t *selector) noexcept nogil
 cdef int system_descriptor(CpuState *s, uint16_t selector, uint64_t *descriptor, uint64_t *address,
                            Segment *segment) noexcept nogil
 cdef int store_table(CpuState *s, Insn *insn, uint64_t base, uint32_t limit) noexcept nogil

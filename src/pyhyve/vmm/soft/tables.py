@@ -88,26 +88,27 @@ def system_descriptor(s, selector, descriptor, address, segment):
     return DONE
 
 
+def read_system_selector(s, insn, selector):
+    if not protected_mode(s):
+        return ud(s)
+    if s.cpl != 0:
+        return gp(s, 0)
+    return read_word(s, insn, selector)
+
+
 def lldt(s, insn):
     segment: Segment
     selector: uint16_t = 0
     descriptor: uint64_t = 0
     address: uint64_t = 0
-    status: cython.int
-    if not protected_mode(s):
-        return ud(s)
-    if s.cpl != 0:
-        return gp(s, 0)
-    status = read_word(s, insn, cython.address(selector))
+    status: cython.int = read_system_selector(s, insn, cython.address(selector))
     if status != DONE:
         return status
     if (selector & 0xFFFC) == 0:
         set_null(cython.address(s.ldtr), selector, 0)
         return finish(s, insn)
     if (
-        system_descriptor(
-            s, selector, cython.address(descriptor), cython.address(address), cython.address(segment)
-        )
+        system_descriptor(s, selector, cython.address(descriptor), cython.address(address), cython.address(segment))
         != DONE
     ):
         return FAULT
@@ -125,20 +126,13 @@ def ltr(s, insn):
     descriptor: uint64_t = 0
     address: uint64_t = 0
     kind: uint32_t
-    status: cython.int
-    if not protected_mode(s):
-        return ud(s)
-    if s.cpl != 0:
-        return gp(s, 0)
-    status = read_word(s, insn, cython.address(selector))
+    status: cython.int = read_system_selector(s, insn, cython.address(selector))
     if status != DONE:
         return status
     if (selector & 0xFFFC) == 0:
         return gp(s, 0)
     if (
-        system_descriptor(
-            s, selector, cython.address(descriptor), cython.address(address), cython.address(segment)
-        )
+        system_descriptor(s, selector, cython.address(descriptor), cython.address(address), cython.address(segment))
         != DONE
     ):
         return FAULT

@@ -18,11 +18,12 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_TSS16,
     UPPER_WORD,
     check_code,
+    check_return,
     check_rip,
     descriptor_address,
     dpl,
-    drop_segments,
     enter_code,
+    enter_return,
     in_long_mode,
     inner_stack,
     mark_accessed,
@@ -32,7 +33,6 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
     read_descriptor,
     read_far,
     read_return_cs,
-    read_return_ss,
     read_stack,
     set_new_stack,
     set_null,
@@ -66,6 +66,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ud,
 )
 from cython.cimports.pyhyve.vmm.soft.tasks import SWITCH_CALL, SWITCH_JUMP, task_switch
+
 
 def push_return(s, size, rip):
     """CS and rip onto the current stack."""
@@ -263,7 +264,6 @@ def retf(s, insn):
     new_sp: uint64_t = 0
     new_ss: uint64_t = 0
     cs_address: uint64_t = 0
-    ss_address: uint64_t = 0
     status: cython.int
     level: cython.int
     status = read_stack(s, sp, size, cython.address(rip))
@@ -299,19 +299,10 @@ def retf(s, insn):
         status = read_stack(s, (sp + size) & mask, size, cython.address(new_ss))
     if status != DONE:
         return status
-    if (
-        read_return_ss(s, new_ss & 0xFFFF, cython.address(cs), cython.address(ss), cython.address(ss_address)) != DONE
-        or check_rip(s, cython.address(cs), cython.address(rip)) != DONE
-        or mark_accessed(s, cython.address(cs), cs_address) != DONE
-        or ((ss.access & SEG_UNUSABLE) == 0 and mark_accessed(s, cython.address(ss), ss_address) != DONE)
-    ):
-        return FAULT
-    s.segments[SS] = ss
-    s.cpl = level
-    drop_segments(s)
-    enter_code(s, cython.address(cs), level, rip)
-    set_sp(s, new_sp + release, stack_mask(s))
-    return DONE
+    status = check_return(s, cython.address(cs), cs_address, cython.address(rip), new_ss & 0xFFFF, cython.address(ss))
+    if status == DONE:
+        enter_return(s, cython.address(cs), cython.address(ss), rip, new_sp + release)
+    return status
 
 
 register("jmp_far_imm", jmp_far_imm)
