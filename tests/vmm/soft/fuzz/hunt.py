@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tests.vmm.soft.fuzz.cases import ASPECTS, Spec, build
+from tests.vmm.soft.oracle import same_modules
 
 SILENCE = 15.0
 """Seconds without an answer after which a worker counts as hung: the kick comes after hundredths of one."""
@@ -49,11 +49,6 @@ class Tally:
     modes: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
-
-
-def same_modules() -> dict[str, str]:
-    """An environment in which a new interpreter finds the modules that this one does."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 class Worker:

@@ -22,6 +22,7 @@ from pyhyve.vmm.registers import Access, Reg, Segment, SegmentName, Table
 from tests import guests
 from tests.vmm.soft.native import layout
 from tests.vmm.soft.native.process import Runner
+from tests.vmm.soft.oracle import end_with_parent, same_modules
 
 # Guest-physical memory: the kernel's own below 2 MiB, which it sees at KERNEL; the region from 4 MiB on
 KERNEL = 0xFFFF_8000_0000_0000
@@ -47,7 +48,7 @@ def start() -> Runner:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+                env=same_modules(),
                 bufsize=0,
             )
         _, rights, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
@@ -126,6 +127,7 @@ def _enter(vcpu: VirtualCpu) -> None:
 
 def serve(answer: socket.socket) -> None:
     """Run batches until standard input ends."""
+    end_with_parent()
     memory = GuestMemory(MEMORY_SIZE)
     hypervisor = guests.find_backend("soft")
     vm = hypervisor.create("native", memory, 1)

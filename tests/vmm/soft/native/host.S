@@ -63,7 +63,14 @@ _start:
         jnz     fail
         incl    %r12d
         jmp     2b
-3:      movl    $157, %eax                      # prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT): a case that goes astray
+3:      movl    $157, %eax                      # prctl(PR_SET_PDEATHSIG, SIGKILL): a case may have no end
+        movl    $1, %edi
+        movl    $9, %esi
+        xorl    %edx, %edx
+        xorl    %r10d, %r10d
+        xorl    %r8d, %r8d
+        syscall
+        movl    $157, %eax                      # prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT): a case that goes astray
         movl    $22, %edi                       # does no harm; where it is not allowed we trust the generator
         movl    $1, %esi
         xorl    %edx, %edx
