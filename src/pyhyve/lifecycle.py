@@ -62,6 +62,14 @@ def saved_int(state: Mapping[str, object], name: str) -> int:
     return value
 
 
+def saved_bytes(state: Mapping[str, object], name: str) -> bytes:
+    """Bytes of a saved state. Raises ``DeviceError`` if they are missing or another type."""
+    value = state.get(name)
+    if not isinstance(value, bytes):
+        raise DeviceError(f"saved state has no valid {name}")
+    return value
+
+
 def saved_list(state: Mapping[str, object], name: str, length: int | None = None) -> list[object]:
     """A list (of ``length``) of a saved state. Raises ``DeviceError`` if it is missing or another size."""
     value = state.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import random
 import struct
@@ -261,6 +262,17 @@ def test_random_messages_are_answered(client: Client, folder: Path) -> None:
     client.start()
 
 
+def moved(first: Client, second: Client, state: dict) -> Client:
+    """The guest of the first machine goes on in the second."""
+    second.rig.memory.write(0, first.rig.memory.read(0, first.rig.memory.ram_size))
+    second.device.restore(state)
+    second.driver, second.ring = first.driver, first.ring
+    for part in (second.driver, second.ring):
+        part.rig = second.rig
+    second.rig.put(4, 2, 7)
+    return second
+
+
 def test_its_state_is_saved_and_restored(connect, folder: Path) -> None:
     first = connect()
     opened, listed, named = first.open("sub", "file", flags=os.O_RDWR), first.open("sub"), first.walk("hello")
@@ -268,18 +280,51 @@ def test_its_state_is_saved_and_restored(connect, folder: Path) -> None:
     first.create("new")
     state = first.device.save()
     (folder / "new").unlink()
-    second = connect(attach=False)
-    second.rig.memory.write(0, first.rig.memory.read(0, first.rig.memory.ram_size))
-    second.device.restore(state)
-    second.driver, second.ring = first.driver, first.ring
-    for part in (second.driver, second.ring):
-        part.rig = second.rig
-    second.rig.put(4, 2, 7)
+    second = moved(first, connect(attach=False), state)
     assert second.read(opened) == b"in the folder below\n"
     assert second.write(opened, b"IN") == 2
     assert b"deep" in second.names(listed)
     assert second.getattr(named)["size"] == 13
     assert second.read(gone) == b"hello, guest\n"
+
+
+def host_locks(file: io.BufferedRandom) -> bool:
+    """Whether a program of the host gets a lock on a whole file; it keeps it."""
+    try:
+        fcntl.fcntl(file, 37, struct.pack("<hhxxxxqqixxxx", fcntl.F_WRLCK, 0, 0, 0, 0))  # F_OFD_SETLK
+    except BlockingIOError:
+        return False
+    return True
+
+
+def test_locks_and_attributes_on_their_way_are_saved(connect, folder: Path) -> None:
+    first = connect()
+    fid, value = first.open("hello", flags=os.O_RDWR), first.walk("sub")
+    assert first.call(p9.LOCK, pack("dbdqqds", fid, 1, 0, 10, 10, 1, "guest")) == b"\0"
+    first.call(p9.XATTRCREATE, pack("dsqd", value, "user.x", 4, 0))
+    first.write(value, b"ab")
+    state = first.device.save()
+    first.device.server.reset()
+    second = moved(first, connect(attach=False), state)
+    with (folder / "hello").open("r+b") as host:
+        assert not host_locks(host)
+        assert second.call(p9.LOCK, pack("dbdqqds", fid, 2, 0, 10, 10, 1, "guest")) == b"\0"
+        assert host_locks(host)
+    second.write(value, b"cd", 2)
+    second.clunk(value)
+    assert os.getxattr(folder / "sub", "user.x") == b"abcd"
+
+
+def test_a_lock_that_somebody_else_has_taken_is_not_restored(connect, folder: Path) -> None:
+    first = connect()
+    fid = first.open("hello", flags=os.O_RDWR)
+    first.call(p9.LOCK, pack("dbdqqds", fid, 1, 0, 0, 0, 1, "guest"))
+    state = first.device.save()
+    first.device.server.reset()
+    with (folder / "hello").open("r+b") as host:
+        assert host_locks(host)
+        with pytest.raises(DeviceError, match="locked by somebody else"):
+            moved(first, connect(attach=False), state)
 
 
 def test_the_tag_is_in_the_configuration(connect) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from pyhyve.hw.virtio.p9 import locks, wire
 from pyhyve.hw.virtio.p9.calls import place, read_directory
 from pyhyve.hw.virtio.p9.fids import Fid
-from pyhyve.hw.virtio.p9.files import LONGEST_NAME, Node, OpenFile
+from pyhyve.hw.virtio.p9.files import LONGEST_NAME, OpenFile
 from pyhyve.hw.virtio.p9.locks import Lock
 from pyhyve.hw.virtio.p9.session import SessionBase, allowed_mode, check_folder, check_unopened, opened
 
@@ -141,7 +141,7 @@ class Content(SessionBase):
         with self.fids.using(number) as fid:
             opened(fid)
             wanted = _lock(kind, start, length, process, client)
-            result = self.locks.set(fid.node.identity, partial(self._open_to_lock, fid.node), wanted)
+            result = self.locks.set(fid.node.identity, partial(self.open_to_lock, fid.node), wanted)
         return wire.encode("b", result)
 
     def getlock(self, number: int, kind: int, start: int, length: int, process: int, client: bytes) -> bytes:
@@ -149,17 +149,11 @@ class Content(SessionBase):
         with self.fids.using(number) as fid:
             opened(fid)
             wanted = _lock(kind, start, length, process, client)
-            other = self.locks.get(fid.node.identity, partial(self._open_to_lock, fid.node), wanted)
+            other = self.locks.get(fid.node.identity, partial(self.open_to_lock, fid.node), wanted)
         if other is None:
             return wire.encode("bqqds", locks.Type.UNLOCK, start, length, process, client)
         span = 0 if other.end == locks.END else other.end - other.start
         return wire.encode("bqqds", other.type, other.start, span, other.owner[1] & 0xFFFFFFFF, other.owner[0])
-
-    def _open_to_lock(self, node: Node) -> int:
-        if not self.share.read_only:
-            with contextlib.suppress(PermissionError, IsADirectoryError):
-                return self.share.open(node, os.O_RDWR).fd
-        return self.share.open(node, os.O_RDONLY).fd
 
 
 def check_range(offset: int, length: int) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from pyhyve.hw.virtio.p9.files import Node, OpenFile, Share
+from pyhyve.lifecycle import State, saved_bytes, saved_int
 
 MOST_FIDS = 1 << 18
 MOST_ATTRIBUTE_BYTES = 4 << 20
@@ -28,6 +30,16 @@ class Attribute:
     """What it is set as when the fid goes; empty for one that is read."""
     flags: int = 0
     written: int = 0
+
+    def save(self) -> State:
+        """All of it."""
+        return {"value": bytes(self.value), "name": self.name, "flags": self.flags, "written": self.written}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, object]) -> Self:
+        """What ``save`` gave. Raises ``DeviceError`` for anything else."""
+        value, name = saved_bytes(state, "value"), saved_bytes(state, "name")
+        return cls(bytearray(value), name, saved_int(state, "flags"), saved_int(state, "written"))
 
 
 @dataclass(slots=True, eq=False)

@@ -14,9 +14,13 @@ import errno
 import fcntl
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
+
+from pyhyve.errors import DeviceError
+from pyhyve.lifecycle import State, saved_bytes, saved_dict, saved_int
 
 MOST_LOCKS = 4096
 END = (1 << 63) - 1
@@ -51,6 +55,17 @@ class Lock:
 
     def overlaps(self, start: int, end: int) -> bool:
         return self.start < end and start < self.end
+
+    def save(self) -> State:
+        """All of it."""
+        client, process = self.owner
+        return {"client": client, "process": process, "type": self.type, "start": self.start, "end": self.end}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, object]) -> Self:
+        """What ``save`` gave. Raises ``DeviceError`` for anything else."""
+        kind, start, end = (saved_int(state, name) for name in ("type", "start", "end"))
+        return cls((saved_bytes(state, "client"), saved_int(state, "process")), kind, start, end)
 
 
 class _File:
@@ -148,6 +163,18 @@ class Locks:
             if _TYPES[kind] == Type.UNLOCK:
                 return None
             return Lock((b"", max(process, 0)), _TYPES[kind], start, start + length if length else END)
+
+    def save(self, identity: Identity) -> list[object]:
+        """Who has locked what of a file."""
+        with self._mutex:
+            file = self._files.get(identity)
+            return [] if file is None else [lock.save() for lock in file.locks]
+
+    def restore(self, identity: Identity, open_file: Callable[[], int], saved: list[object]) -> None:
+        """Take saved locks again. Raises ``DeviceError`` if somebody else has one of them now."""
+        for its in saved:
+            if self.set(identity, open_file, Lock.restored(saved_dict(its, "lock"))) == Result.BLOCKED:
+                raise DeviceError("virtio-9p: a file that the guest has locked is locked by somebody else now")
 
 
 def _conflict(locks: list[Lock], wanted: Lock) -> Lock | None:

@@ -91,14 +91,17 @@ class Server:
         return wire.encode("ds", self.session.largest, version)
 
     def save(self) -> State:
-        """Fids by their names. Locks and attributes on their way are not kept."""
+        """Fids by their names, with locks, and with attributes on their way."""
         session = self.session
         if session is None:
             return {"version": 1, "largest": 0, "fids": []}
         return {"version": 1, "largest": session.largest, "fids": session.save_fids()}
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Walk to what a saved session had; what is not there any more is a fid that is not there."""
+        """Walk to what a saved session had; what is not there any more is a fid that is not there.
+
+        Raises ``DeviceError`` for a lock that cannot be had again.
+        """
         check_version(self, state)
         self.reset()
         largest = saved_int(state, "largest")

@@ -6,16 +6,19 @@ them together.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from functools import partial
 
+from pyhyve.errors import DeviceError
 from pyhyve.hw.virtio.p9 import wire
 from pyhyve.hw.virtio.p9.calls import place
 from pyhyve.hw.virtio.p9.fids import Attribute, Fid, FidTable
 from pyhyve.hw.virtio.p9.files import Node, OpenFile, Share
 from pyhyve.hw.virtio.p9.locks import Locks
-from pyhyve.lifecycle import State, saved_int
+from pyhyve.lifecycle import State, saved_dict, saved_int, saved_list
 
 
 class SessionBase:
@@ -100,6 +103,13 @@ class SessionBase:
         """The qid of a node."""
         return self.share.qid(os.fstat(node.fd))
 
+    def open_to_lock(self, node: Node) -> int:
+        """A descriptor that can hold locks on a file: to write too, if that may be. Raises ``OSError``."""
+        if not self.share.read_only:
+            with contextlib.suppress(PermissionError, IsADirectoryError):
+                return self.share.open(node, os.O_RDWR).fd
+        return self.share.open(node, os.O_RDONLY).fd
+
     def check_writable(self) -> None:
         """Raise ``OSError`` if nothing may be changed."""
         if self.share.read_only:
@@ -108,21 +118,34 @@ class SessionBase:
     # -- lifecycle --
 
     def save_fids(self) -> list[object]:
-        """Number, user, names from the root on, and how it is open, of every fid that has a name."""
+        """Of every fid that has a name: number, user, names from the root on, how it is open or what attribute it is.
+
+        The first of several fids of a file has the file's locks.
+        """
         saved: list[object] = []
+        told = set()
         for number, fid in self.fids.items():
             names: list[object] = []
             node: Node | None = fid.node
             while node is not None and node.is_attached:
                 names.insert(0, node.name)
                 node = node.parent
-            if node is self.share.root and fid.attribute is None:
-                flags = -1 if fid.file is None else fid.file.flags & ~os.O_TRUNC
-                saved.append({"number": number, "uid": fid.uid, "names": names, "flags": flags})
+            if node is self.share.root:
+                identity = fid.node.identity
+                saved.append({
+                    "number": number, "uid": fid.uid, "names": names,
+                    "flags": -1 if fid.file is None else fid.file.flags & ~os.O_TRUNC,
+                    "attribute": None if fid.attribute is None else fid.attribute.save(),
+                    "locks": [] if identity in told else self.locks.save(identity),
+                })  # fmt: skip
+                told.add(identity)
         return saved
 
     def restore_fid(self, saved: State) -> None:
-        """Walk to what a fid was, and open it if it was open. Raises ``OSError``."""
+        """Walk to what a fid was, and open and lock it as it was.
+
+        Raises ``OSError``, and ``DeviceError`` if somebody else has a lock that the guest believes to have.
+        """
         node = self.share.take_pinned(self.share.root)
         names = saved.get("names")
         for name in names if isinstance(names, list) else []:
@@ -132,10 +155,13 @@ class SessionBase:
             finally:
                 self.share.drop(before)
         fid, flags = Fid(node, saved_int(saved, "uid")), saved_int(saved, "flags")
+        if saved.get("attribute") is not None:
+            fid.attribute = Attribute.restored(saved_dict(saved["attribute"], "attribute"))
         try:
             if flags >= 0:
                 fid.file = self.share.open(node, flags & ~os.O_TRUNC)
-        except OSError:
+            self.locks.restore(node.identity, partial(self.open_to_lock, node), saved_list(saved, "locks"))
+        except (OSError, DeviceError):
             self.fids.let_go(fid)
             raise
         finally:
