@@ -65,6 +65,7 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.stack import in_guard, use_signal_stack
 from cython.cimports.pyhyve.vmm.soft.state import (
+    CR4_OSXMMEXCPT,
     CS,
     DONE,
     EXC_AC,
@@ -229,6 +230,8 @@ def handle_host_fault(s):
     """Turn a host signal into the guest's exception. False if it is none: then the exit is filled."""
     locate(s, s.fault_pc)
     s.bounce_active = 0  # the store that the buffer was for has not happened
+    if s.fault_trap == EXC_XM and (s.cr4 & CR4_OSXMMEXCPT) == 0:
+        s.fault_trap = EXC_UD  # SDM Vol. 3A 2.5, OSXMMEXCPT
     if (s.fault_trap == EXC_DE or s.fault_trap == EXC_UD or s.fault_trap == EXC_MF or s.fault_trap == EXC_XM
             or s.fault_trap == EXC_GP or s.fault_trap == EXC_AC):  # fmt: skip
         raise_fault(s, s.fault_trap, s.fault_trap == EXC_GP or s.fault_trap == EXC_AC, 0)
@@ -517,12 +520,9 @@ def settle(s):
     if s.intack_wait:
         s.intack_wait = 0
         s.answered = 0
-        s.halted = 0
-        s.count_interrupts += 1
         return deliver_interrupt(s, cython.cast(uint8_t, s.answer)) == LEAVE
     if s.events & PENDING_NMI and s.nmi_blocked == 0:
         s.events &= ~cython.cast(uint32_t, PENDING_NMI)
-        s.halted = 0
         return deliver_nmi(s) == LEAVE
     if s.events & (PENDING_INTERRUPT | PENDING_EXTINT) and not interrupt_held(s):
         vector = lapic_deliverable(s)
@@ -532,8 +532,6 @@ def settle(s):
                 return leave_with(s, EXIT_INTACK, 0, 0)
             if vector >= 0:
                 vector = lapic_accept(s)  # another thread may have sent one that comes before the one just seen
-                s.halted = 0
-                s.count_interrupts += 1
                 return deliver_interrupt(s, cython.cast(uint8_t, vector)) == LEAVE
         if vector < 0 and s.intr_line == 0:
             s.events &= ~cython.cast(uint32_t, PENDING_INTERRUPT | PENDING_EXTINT)

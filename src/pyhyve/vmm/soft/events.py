@@ -401,7 +401,6 @@ def enter_real(s, vector, rip, flags):
 
 
 def software_interrupt(s, insn, vector):
-    s.count_interrupts += 1
     return enter(s, vector, SOURCE_SOFTWARE, next_rip(s, insn), get_rflags(s), False, 0)
 
 
@@ -424,7 +423,6 @@ def into(s, insn):
 
 def int1(s, insn):
     # The gate's DPL does not matter to INT1 (SDM Vol. 2, INT n).
-    s.count_interrupts += 1
     return enter(s, EXC_DB, SOURCE_HARDWARE, next_rip(s, insn), get_rflags(s), False, 0)
 
 
