@@ -18,7 +18,7 @@ from tests.vmm.soft.bochs.pipes import receive, send
 from tests.vmm.soft.bochs.scenarios import Scenario, scenario
 from tests.vmm.soft.bochs.state import UNUSABLE_BIT, Descriptor, Outcome, State
 from tests.vmm.soft.bochs.subject import Subject
-from tests.vmm.soft.fuzz.hunt import same_modules
+from tests.vmm.soft.oracle import same_modules
 
 
 def unusable() -> str:

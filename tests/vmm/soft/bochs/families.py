@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 
 from tests.vmm.soft.bochs.ground import (
+    APIC,
     CODE,
     COMPAT,
     GDT,
@@ -151,6 +152,42 @@ def exception(ground: Ground) -> None:
     elif ground.code == b"\xf4" and ground.cpl == 0:
         ground.code = b"\x0f\x0b"
     if ground.chance(0.4):
+        ground.spoil_pages()
+
+
+@family(4)
+def numeric(ground: Ground) -> None:
+    """#MF from x87 code, #XM or #UD from SSE."""
+    r = ground.registers
+    ground.leaves_traps = True  # the units keep their exceptions
+    r["cr0"] |= 0x20
+    if ground.chance(0.5):
+        ground.at_data(struct.pack("<H", 0x37E))
+        control = with_ebx(ground, b"\xd9\x2b")
+        # FNINIT; FLDCW; FCHS of an empty register; then what waits for the exception, or does not
+        ground.code = b"\xdb\xe3" + control + b"\xd9\xe0" + pick(ground, "9b", "d9e8", "d9d0", "ded9", "dbe0", "dfe0")
+        ground.steps = 4
+        return
+    r["cr4"] |= 0x200 | ground.one_of(0, 0x400, 0x400, 0x400)
+    ground.at_data(struct.pack("<I", 0x1F80 & ~(0x80 << ground.one_of(0, 0, ground.rng.randrange(6)))))
+    control = with_ebx(ground, b"\x0f\xae\x13")
+    # LDMXCSR; XORPS; 0/0 or a square root, or none of it
+    ground.code = control + b"\x0f\x57\xc0" + pick(ground, "0f5ec0", "f30f5ec0", "660f5ec0", "0f51c0", "f20f5ec0")
+    ground.steps = 3
+
+
+@family(4, LONG, COMPAT, PROT32, PROT16, REAL)
+def non_maskable(ground: Ground) -> None:
+    """An NMI that the local APIC sends to its own processor."""
+    ground.map_apic()
+    ground.leaves_traps = True  # further NMIs are blocked
+    selector = ground.segments["ds"][0]
+    ground.segments["ds"] = (selector, 0, 0xFFFFFFFF, 0xC093 | (ground.segments["ds"][3] & 0x60))
+    ground.registers["rbx"] = APIC + 0x300
+    narrow = b"\x66" if ground.bits == 16 else b""
+    ground.code = with_ebx(ground, narrow + b"\xc7\x03" + struct.pack("<I", 0x4400))
+    ground.steps = 2
+    if ground.chance(0.3):
         ground.spoil_pages()
 
 

@@ -17,7 +17,7 @@ import struct
 from functools import cache
 
 from tests.vmm.soft.bochs.state import CONTROL, GENERAL, MSRS, SEGMENTS, UNUSABLE, Descriptor, State
-from tests.vmm.soft.fuzz.tables import A, P, U, W, descriptor, dwords, gate, loaded, qwords
+from tests.vmm.soft.fuzz.tables import A, D, P, U, W, descriptor, dwords, gate, loaded, qwords
 
 SIZE = 2 << 20
 PML4, PDPT, PD, PT, PAE_PDPT, PD32, PT32, PDPT2, PD2, PT2 = range(0x1000, 0xB000, 0x1000)
@@ -27,6 +27,7 @@ GDT, LDT, IDT, TSS, TSS2 = 0x10000, 0x11000, 0x12000, 0x14000, 0x15000
 STACKS, STACKS_SIZE = 0x20000, 0x8000
 CODE, CODE_SLOT = 0x80000, 16
 SLOTS = 0x3FFF
+APIC = 0xFEE00000
 HIGH = 0xFFFF800000000000
 ALL = P | W | U
 
@@ -144,7 +145,7 @@ class Ground:
         self._system(34, descriptor(TSS, self.one_of(0x67, 0x67, 0x67, 0x30), 0x80 | self.tss_kind), self.high >> 32)
         self._system(36, descriptor(TSS2, 0x67, 0x80 | self.one_of(9, 0xB, 1) | self.one_of(0, 0x60)))
         for slot in range(38, 48, 2):
-            kind = self.one_of(*(0xC,) * 6, 4, 5, 0xE) if long else self.one_of(0xC, 0xC, 0xC, 4, 5)
+            kind = self.one_of(*((0xC,) * 6 if long else (0xC, 0xC, 0xC, 4)), 4, 5, 0xE, self.one_of(0, 8, 10, 13))
             target = self.one_of(rng.randrange(1, 13), rng.randrange(1, 13), rng.randrange(40)) * 8 | self.one_of(0, 3)
             if kind == 5:
                 target = self.one_of(34, 36, 36) * 8
@@ -355,6 +356,18 @@ class Ground:
         at = self.data - STACKS
         self.stack[at : at + len(data)] = data
         del self.stack[STACKS_SIZE:]
+
+    def map_apic(self) -> None:
+        """Map the local APIC's page where it is in physical memory, for privilege level 0 to 3."""
+        entry, third, second, first = ALL | A | D, APIC >> 30, APIC >> 21 & 511, APIC >> 12 & 511
+        if self.pae:
+            directory = PDPT if self.long else PAE_PDPT
+            struct.pack_into("<Q", self.pages[directory], 8 * third, PD2 | (entry if self.long else P))
+            struct.pack_into("<Q", self.pages[PD2], 8 * second, PT2 | entry)
+            struct.pack_into("<Q", self.pages[PT2], 8 * first, APIC | entry)
+        else:
+            struct.pack_into("<I", self.pages[PD32], 4 * (APIC >> 22), PT2 | entry)
+            struct.pack_into("<I", self.pages[PT2], 4 * (APIC >> 12 & 1023), APIC | entry)
 
     def spoil_pages(self) -> None:
         """Take rights from stack and table pages."""

@@ -6,10 +6,11 @@ import random
 from dataclasses import dataclass
 
 from tests.vmm.soft.bochs.families import FAMILIES
-from tests.vmm.soft.bochs.ground import CODE_SLOT, LONG, SLOTS, Ground
+from tests.vmm.soft.bochs.ground import CODE_SLOT, LONG, PROT16, REAL, SLOTS, V86, Ground
 from tests.vmm.soft.bochs.state import State
 
 LAZY = ("alignment", "segmented", "page_walk", "string", "system_segments", "flags")
+_DIRECT = (b"\xea", b"\x9a")
 PUSHF = b"\x9c"
 """Bochs works flags out when they are needed, and a state read from it has old ones until then: have them needed."""
 
@@ -31,6 +32,17 @@ class Scenario:
             at += self.state.segments["ss"][1]
         image = self.state.pages.get(at & 0xFFFFF000, b"")
         return int.from_bytes(image[at & 0xFFF : (at & 0xFFF) + size], "little")
+
+    def far_selector(self) -> int:
+        """Of a far jump or call: the selector."""
+        if self.code[-7:-6] in _DIRECT or self.code[-5:-4] in _DIRECT:
+            return int.from_bytes(self.code[-2:], "little")
+        size = 2 if (self.mode in (PROT16, V86, REAL)) != (b"\x66" in self.code) else 4
+        at = self.state.registers["rbx"] + (8 if b"\x48" in self.code else size)
+        if self.mode == PROT16:
+            at += self.state.segments["ds"][1]
+        image = self.state.pages.get(at & 0xFFFFF000, b"")
+        return int.from_bytes(image[at & 0xFFF : (at & 0xFFF) + 2], "little")
 
 
 def scenario(seed: int, slot: int, only: str = "") -> Scenario:

@@ -27,6 +27,7 @@ _REGISTERS = (*GENERAL, *CONTROL, *MSRS)
 PRELUDE = 0xBFFF0
 """Where an instruction of this module's own lies: the last slot for code, which scenarios leave alone."""
 PAE, PAGING, LMA = 1 << 5, 1 << 31, 1 << 10
+EM, TS = 1 << 2, 1 << 3
 _SENSITIVE = ("cr0", "cr3", "cr4", "efer")
 
 
@@ -106,6 +107,7 @@ class Model:
         hook.before_execution = again
         hook.after_execution = completed
         hook.exception = exception
+        hook.hw_interrupt = lambda session, cpu, vector, selector, rip: events.append((vector, 0))
         hook.reset = lambda session, cpu, kind: stop(session, "triple")
         hook.hlt = lambda session, cpu: stop(session, "halt")
         self.session.run([hook])
@@ -114,7 +116,10 @@ class Model:
             end = "triple"
         if self.outside and end == "step":
             end = "outside memory"
-        return Outcome(end, self._get(before), events)
+        outcome = Outcome(end, self._get(before), events)
+        for gpa, data in before.code.items():  # a later case may go astray and come here
+            ctypes.memset(self.host[gpa & ~(PAGE - 1)] + gpa % PAGE, 0, len(data))
+        return outcome
 
     def _fill(self, s: Any, before: State) -> Any:
         for name in _REGISTERS:
@@ -184,7 +189,8 @@ def serve(model: Model, source: int, sink: int) -> None:
             before = receive(source)
             outcome = model.step(before)
             send(sink, outcome)
-            if outcome.end != "step" or before.leaves_traps:
+            # Bochs keeps to itself that it has seen CR0.TS or EM, and then x87 instructions do nothing
+            if outcome.end != "step" or before.leaves_traps or outcome.state.registers["cr0"] & (TS | EM):
                 os._exit(SPENT)
     except EOFError:
         os._exit(0)

@@ -77,6 +77,9 @@ class Subject:
         put_state(vcpu, before)
         end = self._run(vcpu, before)
         outcome = Outcome(end, self._get(vcpu, before))
+        for gpa, data in before.code.items():  # a later case may go astray and come here
+            self.memory.write(gpa, bytes(len(data)))
+            machine.memory_written(gpa, len(data))
         if end != "step" or before.leaves_traps:
             self._fresh()
         return outcome
@@ -84,7 +87,7 @@ class Subject:
     def _run(self, vcpu: SoftCpu, before: State) -> str:
         left = before.steps
         at = before.registers["rip"]
-        handled = vcpu.stats()["exceptions"]
+        handled = _deliveries(vcpu)
         for _ in range(MOST_STEPS):
             result = vcpu.run()
             match result:
@@ -94,10 +97,10 @@ class Subject:
                     now = vcpu.get_registers((Reg.RIP, Reg.RFLAGS))
                     repeating = now[Reg.RIP] == at and now[Reg.RFLAGS] & (RF | TF) == RF
                     at = now[Reg.RIP]
-                    exceptions = vcpu.stats()["exceptions"]
-                    if exceptions == handled and not repeating:
+                    deliveries = _deliveries(vcpu)
+                    if deliveries == handled and not repeating:
                         left -= 1
-                    handled = exceptions
+                    handled = deliveries
                     if left == 0:
                         return "step"
                 case exits.Suspended():
@@ -131,6 +134,11 @@ class Subject:
 @cache
 def _zeros(size: int) -> bytes:
     return bytes(size)
+
+
+def _deliveries(vcpu: SoftCpu) -> int:
+    stats = vcpu.stats()
+    return stats["exceptions"] + stats["interrupts"]
 
 
 def put_state(vcpu: SoftCpu, before: State) -> None:
