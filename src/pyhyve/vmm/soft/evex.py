@@ -28,11 +28,13 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish
 from cython.cimports.pyhyve.vmm.soft.mmu import (
+    ACCESS_UNALIGNED,
     BOUNCED,
     CODE_WRITE,
     OPEN_STORE,
     PAGE,
     PAGE_OFFSET,
+    check_alignment,
     linear,
     lookup,
     mem_read,
@@ -51,6 +53,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FAULT,
     LEAVE,
     LOW32,
+    MODE_ALIGN,
     ud,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import SLOW_PACKED, SLOW_SEGMENTED
@@ -163,6 +166,17 @@ def check_segment(s, va, what, enabled):
     return DONE
 
 
+def check_elements(s, va, what, enabled):
+    """Alignment of every enabled element."""
+    element: uint32_t = cython.cast(uint32_t, 1) << ((what >> 27) & 3)
+    at: uint32_t = 0
+    while at < what & 0xFFFF:
+        if (enabled >> at) & 1 and check_alignment(s, va + at, element, (what >> 16) & ACCESS_WRITE) != DONE:
+            return FAULT
+        at += element
+    return DONE
+
+
 def watched(s, va, bits, access):
     """``watch_access`` for the bytes at ``va`` that ``bits`` names."""
     at: uint32_t = 0
@@ -208,6 +222,9 @@ def masked_access(s, va, what, status):
             status[0] = FAULT
             return 0
         s.scratch[0] = va
+    elif s.mode & MODE_ALIGN and check_elements(s, va, what, looked_at) != DONE:
+        status[0] = FAULT
+        return 0
     buffer = cython.address(s.bounce[va & 63])
     status[0] = DONE
     if looked_at == 0:
@@ -329,7 +346,7 @@ def vsib_address(s, insn, lane, size, access, va):
     ea += cython.cast(uint64_t, index) << (insn.scale & 3)
     if insn.addrsize == 4:
         ea &= LOW32
-    return linear(s, insn.segment, ea, size, access, va)
+    return linear(s, insn.segment, ea, size, access | ACCESS_UNALIGNED, va)
 
 
 def evex_gather(s, insn):

@@ -27,6 +27,7 @@ cdef enum:
 
     # `access` of tlb_fill: a read-modify-write, or a store of unknown extent; always together with ACCESS_WRITE.
     ACCESS_RMW = 4
+    ACCESS_UNALIGNED = 8  # for `linear`: the instruction is not checked for alignment
 
     PAGE = 0x1000
     PAGE_OFFSET = 0xFFF

@@ -821,7 +821,7 @@ def check_alignment(s, va, size, access):
         mask = 7
     elif size == 6:
         mask = 3  # a far pointer
-    if va & mask == 0 or access & ACCESS_EXEC:
+    if va & mask == 0 or access & (ACCESS_EXEC | ACCESS_UNALIGNED):
         return DONE
     # Quietly, for the store does not happen: no dirty flag is set.
     if (

@@ -17,6 +17,7 @@ from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uin
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish
 from cython.cimports.pyhyve.vmm.soft.mmu import (
+    ACCESS_UNALIGNED,
     effective_address,
     linear,
     mem_pointer,
@@ -493,7 +494,7 @@ def vgather(s, insn):
         ea = base + (cython.cast(uint64_t, index) << (insn.scale & 3))
         if insn.addrsize == 4:
             ea &= LOW32
-        status = linear(s, insn.segment, ea, size, ACCESS_READ, cython.address(va))
+        status = linear(s, insn.segment, ea, size, ACCESS_READ | ACCESS_UNALIGNED, cython.address(va))
         if status == DONE:
             status = mem_read(s, va, size, s.mmu_mode, cython.address(value))
         if status != DONE:
@@ -543,7 +544,7 @@ def vmaskmov(s, insn):
         loaded[lane] = 0
         if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1) == 0:
             continue
-        status = linear(s, insn.segment, ea + lane * size, size, access, cython.address(va))
+        status = linear(s, insn.segment, ea + lane * size, size, access | ACCESS_UNALIGNED, cython.address(va))
         if status == DONE and store:
             status = mem_probe(s, va, size, ACCESS_WRITE, s.mmu_mode)
         elif status == DONE:
@@ -555,7 +556,7 @@ def vmaskmov(s, insn):
         for lane in range(lanes):
             if get_lane(s, insn.vvvv, lane, size) >> (8 * size - 1) == 0:
                 continue
-            status = linear(s, insn.segment, ea + lane * size, size, ACCESS_WRITE, cython.address(va))
+            status = linear(s, insn.segment, ea + lane * size, size, access | ACCESS_UNALIGNED, cython.address(va))
             if status == DONE:
                 status = mem_write(s, va, size, s.mmu_mode, get_lane(s, insn.reg, lane, size))
             if status != DONE:
