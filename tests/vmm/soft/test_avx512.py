@@ -418,3 +418,42 @@ def test_what_is_no_instruction_is_none_here_either() -> None:
             blobs = blobs[len(batch) :]
         assert comparison.faults[6] > 1000
         assert comparison.faults[6] < comparison.cases * 0.8
+
+
+@needs_avx512
+def test_what_is_no_instruction_is_none_either_where_the_unit_is_switched_off(boot: Boot) -> None:
+    """#UD comes before #NM (SDM Vol. 3A table 6-2): with CR0.TS set the host is not asked what is an instruction."""
+    rng = random.Random(513)
+    codes = rng.sample(list(encodings(rng)), 1200)
+    tries = "".join(
+        f"lea 9f(%rip), %r13; mov %rsp, %r14; .byte {', '.join(map(str, code))}\n9: mov %r14, %rsp; inc %r15\n"
+        for code in codes
+    )
+    guest = boot(
+        f"""
+        gate64 6, invalid
+        gate64 7, unavailable
+        mov $DATA + 0x2000, %ebx
+        xor %r15, %r15
+    again:
+        {tries}
+        mov %cr0, %rax
+        bts $3, %rax
+        mov %rax, %cr0
+        jnc again
+        finish
+    invalid:
+        movb $6, DATA(%r15)
+        jmp skip
+    unavailable:
+        movb $7, DATA(%r15)
+    skip:
+        mov %r13, (%rsp)
+        iretq
+        """
+    )
+    guest.until_end()
+    there = guest.memory.read(DATA, len(codes))
+    off = guest.memory.read(DATA + len(codes), len(codes))
+    assert set(there) == {0, 6}
+    assert [code.hex() for code, on, now in zip(codes, there, off, strict=True) if now != (on or 7)] == []

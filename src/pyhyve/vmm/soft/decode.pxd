@@ -89,6 +89,7 @@ cdef enum:
     EVEX_REPEATS = 0x40  # the mask goes by elements of the vector, of which memory has fewer
     EVEX_PACKED = 0x80   # memory holds the elements whose mask bit is set
     EVEX_VSIB = 0x100
+    EVEX_ROUND = 0x200   # EVEX.b rounds, or keeps exceptions quiet, in register forms
 
     DECODED = 0
     NEED_BYTES = 1       # the bytes end before the instruction does

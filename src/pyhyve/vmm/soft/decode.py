@@ -139,7 +139,8 @@ def _fill_evex(number: cython.int, form):
     plain = [token for token in tokens if token not in opcodes_evex.ATTRIBUTES and token not in ("H", "S", "Kr")]
     _fill_op(number, plain, True)
     for token, bit in (("H", EVEX_VVVV), ("nz", EVEX_NO_ZERO), ("bc", EVEX_REPEATS), ("packed", EVEX_PACKED),
-                       ("S", EVEX_VSIB), ("kn", EVEX_WHOLE), ("whole", EVEX_WHOLE)):  # fmt: skip
+                       ("S", EVEX_VSIB), ("kn", EVEX_WHOLE), ("whole", EVEX_WHOLE),
+                       ("er", EVEX_ROUND), ("sae", EVEX_ROUND)):  # fmt: skip
         if token in tokens:
             bits |= bit
     if form.element or "S" in tokens:
@@ -250,18 +251,20 @@ def evex_valid(insn, op):
         return False
     if bits & EVEX_TO_MASK and insn.reg & 8:
         return False
-    if not insn.has_mem:
-        return True
-    if (op.lengths >> insn.vex_l) & 1 == 0:
+    rounds: cython.bint = insn.evex[2] & 0x10 != 0 and not insn.has_mem and bits & EVEX_ROUND != 0
+    # Where there is a form that broadcasts, processors differ on EVEX.b in the register form: the host is asked
+    if insn.evex[2] & 0x10 and bits & EVEX_BROADCAST == 0 and not rounds:
         return False
-    if insn.evex[2] & 0x10 and bits & EVEX_BROADCAST == 0:
+    if not rounds and (op.lengths >> insn.vex_l) & 1 == 0:
         return False
     if insn.evex[2] & 7:
         if bits & EVEX_MASK == 0:
             return False
     elif bits & EVEX_VSIB or (zero and bits & EVEX_MASK):
         return False
-    return not (zero and (op.mem_access & MEM_WRITE or bits & (EVEX_NO_ZERO | EVEX_TO_MASK)))
+    if zero and insn.has_mem and op.mem_access & MEM_WRITE:
+        return False
+    return not (zero and bits & (EVEX_NO_ZERO | EVEX_TO_MASK))
 
 
 def decode(code, avail, mode, insn):

@@ -11,7 +11,7 @@ operands ``K`` an opmask register; ``H`` a vector register in vvvv, which must b
          those whose bit is clear are not accessed; ``kn``: a mask may be given, and the operand is accessed whole.
 ``whole`` ... of which those whose bit is clear are not stored, but must be accessible.
 ``nz``   no zeroing (EVEX.z). Where memory or an opmask is the destination there never is.
-``er``   EVEX.b rounds as L'L says in register forms; ``sae`` it keeps exceptions quiet.
+``er``   EVEX.b rounds as L'L says in register forms; ``sae`` it keeps exceptions quiet, or means nothing.
 ``l0 l12 l2`` the vector lengths there are: 128; 256 and 512; 512. ``lig`` L'L means nothing.
 ``bc``   memory is repeated to fill the vector: an element of it is accessed if a mask bit of one of its copies is set.
 ``packed`` memory holds only the elements whose mask bit is set, one behind the other.
@@ -53,7 +53,7 @@ _ROWS = """
 0F.29:npW0 vmovaps Wx! Vx ky
 0F.29:66W1 vmovapd Wx! Vx ky
 0F.2A:F3 vcvtsi2ss Vx H Ey er lig
-0F.2A:F2W0 vcvtsi2sd Vx H Ed lig
+0F.2A:F2W0 vcvtsi2sd Vx H Ed sae lig
 0F.2A:F2W1 vcvtsi2sd Vx H Eq er lig
 0F.2B.m:npW0 vmovntps Mx! Vx
 0F.2B.m:66W1 vmovntpd Mx! Vx
@@ -115,13 +115,13 @@ _ROWS = """
 0F.79:F2 vcvtsd2usi Gy! Wq er lig
 0F.7A:66W0 vcvttps2qq Vx Wh* k4 sae
 0F.7A:66W1 vcvttpd2qq Vx Wx* k8 sae
-0F.7A:F3W0 vcvtudq2pd Vx Wh* k4
+0F.7A:F3W0 vcvtudq2pd Vx Wh* k4 sae
 0F.7A:F3W1 vcvtuqq2pd Vx Wx* k8 er
 0F.7A:F2 vcvtu2ps Vx Wx* ky er
 0F.7B:66W0 vcvtps2qq Vx Wh* k4 er
 0F.7B:66W1 vcvtpd2qq Vx Wx* k8 er
 0F.7B:F3 vcvtusi2ss Vx H Ey er lig
-0F.7B:F2W0 vcvtusi2sd Vx H Ed lig
+0F.7B:F2W0 vcvtusi2sd Vx H Ed sae lig
 0F.7B:F2W1 vcvtusi2sd Vx H Eq er lig
 0F.7E:66 vmovd Ey! Vx l0
 0F.7E:F3W1 vmovq Vx Wq l0
@@ -157,7 +157,7 @@ _ROWS = """
 0F.E3:66 vpavgw Vx H Wx k2
 0F.E4-E5:66 vpmulh Vx H Wx k2
 0F.E6:66W1 vcvttpd2dq Vx Wx* k8 sae
-0F.E6:F3W0 vcvtdq2pd Vx Wh* k4
+0F.E6:F3W0 vcvtdq2pd Vx Wh* k4 sae
 0F.E6:F3W1 vcvtqq2pd Vx Wx* k8 er
 0F.E6:F2W1 vcvtpd2dq Vx Wx* k8 er
 0F.E7.m:66W0 vmovntdq Mx! Vx
