@@ -427,6 +427,46 @@ def test_alignment_under_a_mask(boot: Boot, code: str, faults: bool) -> None:
     assert list(guest.memory.read(DATA, 4)) == ([17, 0, 6, 0] if faults else [6, 0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("code", "wide"),
+    [
+        ("22, 0xC0", True),
+        ("22, 0x03", True),
+        ("16, 0xC0", True),
+        ("16, 0x03", True),
+        ("20, 0xC0", False),
+        ("14, 0xC0", False),
+    ],
+)
+def test_a_wide_insertion_or_extraction_outside_64_bit_mode(boot: Boot, code: str, wide: bool) -> None:
+    """VPINSRQ and VPEXTRQ: #UD on AMD's processors; on Intel's W means nothing (SDM Vol. 2), as it does with bytes."""
+    guest = boot(
+        f"""
+        .include "guest.inc"
+        gate32 6, invalid
+        mov %cr4, %eax
+        or $0x40600, %eax
+        mov %eax, %cr4
+        xor %ecx, %ecx
+        xor %edx, %edx
+        mov $7, %eax
+        xsetbv
+        mov $DATA + 64, %ebx
+        movl $1, DATA
+        .byte 0xC4, 0xE3, 0xF9, 0x{code}, 1
+        finish
+    invalid:
+        movl $6, DATA
+        finish
+        """,
+        Mode.PROTECTED,
+    )
+    guest.until_end()
+    leaf = next(entry for entry in guest.vm.supported_cpuid() if entry.leaf == 0)
+    intel = leaf.ebx == int.from_bytes(b"Genu", "little")
+    assert guest.word(0) == (6 if wide and not intel else 1)
+
+
 def test_pcids_are_accepted_and_checked(soft: Hypervisor, boot: Boot) -> None:
     guest = boot(PCID)
     leaf1 = next(entry for entry in guest.vm.supported_cpuid() if entry.leaf == 1)

@@ -15,6 +15,7 @@ from cython.cimports.pyhyve.vmm.soft.insn import (
     REG_RIP,
     Insn,
 )
+from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import DS, MODE_CODE32, MODE_CODE64, MODE_PROTECTED, SS
 
 from pyhyve.vmm.soft import opcodes, opcodes_evex
@@ -25,6 +26,7 @@ lookup = cython.declare(uint16_t[2 * 4 * 256 * 4 * 2 * 8])
 lookup_evex = cython.declare(uint16_t[3 * 256 * 4 * 2 * 2 * 8])
 lookup_0f01 = cython.declare(uint16_t[256])
 arpl_row = cython.declare(uint16_t[1])
+intel = cython.declare(cython.bint)
 # Which opcodes of the first two maps have a ModRM byte
 modrm_1 = cython.declare(uint8_t[256])
 modrm_0f = cython.declare(uint8_t[256])
@@ -614,6 +616,8 @@ def vector_row(insn, row, index, code64):
     op: cython.pointer(OpInfo) = cython.address(ops[row])
     if insn.rex_w and not code64 and (op.reg_access or op.rm_access or op.vvvv_access):
         # W chooses 64-bit registers, which are not there; elsewhere it is part of the opcode
+        if insn.vex == 1 and insn.map == 3 and (insn.opcode == 0x16 or insn.opcode == 0x22) and not intel:
+            return 0  # VPEXTRQ and VPINSRQ, which Intel's processors take for VPEXTRD and VPINSRD
         insn.rex_w = 0
         if insn.vex == 2:
             insn.evex[1] &= 0x7F
@@ -659,5 +663,13 @@ def _build_modrm():
         )
 
 
+def _find_vendor():
+    global intel
+    regs: uint32_t[4]
+    native.cpuid(0, 0, regs)
+    intel = regs[1] == 0x756E6547  # "Genu"
+
+
 _build()
 _build_modrm()
+_find_vendor()
