@@ -41,6 +41,5 @@ cdef int check_segment(CpuState *s, uint64_t *va, uint32_t what, uint64_t enable
 cdef int check_elements(CpuState *s, uint64_t va, uint32_t what, uint64_t enabled) noexcept nogil
 cdef bint in_parts(uint32_t what) noexcept nogil
 cdef bint watched(CpuState *s, uint64_t va, uint64_t bits, uint32_t access) noexcept nogil
-cdef int vsib_address(CpuState *s, Insn *insn, uint32_t lane, uint32_t size, int access, uint64_t *va) noexcept nogil
 cdef uint64_t component_of(uint32_t reg) noexcept nogil
 cdef uint64_t *opmask_of(CpuState *s, Insn *insn) noexcept nogil

@@ -57,7 +57,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     ud,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import SLOW_PACKED, SLOW_SEGMENTED
-from cython.cimports.pyhyve.vmm.soft.vector import VECTORS, get_lane, registers_from, registers_to, set_lane
+from cython.cimports.pyhyve.vmm.soft.vector import VECTORS, get_lane, registers_from, registers_to, set_lane, vsib_address
 from cython.cimports.pyhyve.vmm.soft.xstate import OPMASK, OPMASKS, ZMM_16, component_offset
 
 # Which bytes of the operand
@@ -331,22 +331,6 @@ def component_of(reg):
 def opmask_of(s, insn):
     """The mask of the instruction in the vCPU's XSAVE area."""
     return cython.cast(cython.pointer(uint64_t), cython.address(s.xsave[component_offset[OPMASK] + 8 * (insn.evex[2] & 7)]))
-
-
-def vsib_address(s, insn, lane, size, access, va):
-    """The linear address of an element."""
-    ea: uint64_t = cython.cast(uint64_t, insn.disp)
-    index: int64_t
-    if insn.base != NO_REG:
-        ea += s.gpr[insn.base & 15]
-    if insn.opcode & 1:
-        index = cython.cast(int64_t, get_lane(s, insn.index, lane, 8))
-    else:
-        index = cython.cast(int32_t, get_lane(s, insn.index, lane, 4))
-    ea += cython.cast(uint64_t, index) << (insn.scale & 3)
-    if insn.addrsize == 4:
-        ea &= LOW32
-    return linear(s, insn.segment, ea, size, access | ACCESS_UNALIGNED, va)
 
 
 def evex_gather(s, insn):

@@ -7,6 +7,7 @@ from pyhyve.vmm.soft.state cimport CpuState, Segment
 
 # Used inside this module only.
 cdef int transfer(CpuState *s, Insn *insn, uint16_t selector, uint64_t offset, bint call) noexcept nogil
+cdef int transfer_mem(CpuState *s, Insn *insn, bint call) noexcept nogil
 cdef int transfer_real(CpuState *s, Insn *insn, uint16_t selector, uint64_t offset, bint call) noexcept nogil
 cdef int through_gate(CpuState *s, Insn *insn, uint64_t gate, uint64_t address, uint16_t selector,
                       bint call) noexcept nogil

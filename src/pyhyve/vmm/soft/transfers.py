@@ -232,24 +232,22 @@ def call_far_imm(s, insn):
     return transfer(s, insn, insn.imm2, insn.imm & (LOW32 if insn.opsize == 4 else 0xFFFF), True)
 
 
-def jmp_far_mem(s, insn):
+def transfer_mem(s, insn, call):
     selector: uint16_t = 0
     offset: uint64_t = 0
     status: cython.int
     if not insn.has_mem:
         return ud(s)
     status = read_far(s, insn, cython.address(selector), cython.address(offset))
-    return status if status != DONE else transfer(s, insn, selector, offset, False)
+    return status if status != DONE else transfer(s, insn, selector, offset, call)
+
+
+def jmp_far_mem(s, insn):
+    return transfer_mem(s, insn, False)
 
 
 def call_far_mem(s, insn):
-    selector: uint16_t = 0
-    offset: uint64_t = 0
-    status: cython.int
-    if not insn.has_mem:
-        return ud(s)
-    status = read_far(s, insn, cython.address(selector), cython.address(offset))
-    return status if status != DONE else transfer(s, insn, selector, offset, True)
+    return transfer_mem(s, insn, True)
 
 
 def retf(s, insn):

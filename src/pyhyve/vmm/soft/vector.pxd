@@ -68,6 +68,7 @@ cdef uint32_t lane_place(uint32_t reg, uint32_t offset) noexcept nogil
 cdef uint32_t part_size(CpuState *s, uint32_t number) noexcept nogil
 cdef void registers_to(CpuState *s, uint64_t components) noexcept nogil
 cdef void registers_from(CpuState *s, uint64_t components) noexcept nogil
+cdef int vsib_address(CpuState *s, Insn *insn, uint32_t lane, uint32_t size, int access, uint64_t *va) noexcept nogil
 cdef uint64_t get_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size) noexcept nogil
 cdef void set_lane(CpuState *s, uint32_t reg, uint32_t lane, uint32_t size, uint64_t value) noexcept nogil
 cdef int masked_store(CpuState *s, Insn *insn, uint8_t *data, uint8_t *mask, uint32_t size) noexcept nogil

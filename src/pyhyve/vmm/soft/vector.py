@@ -451,6 +451,22 @@ def set_lane(s, reg, lane, size, value):
         word(area, offset)[0] = cython.cast(uint32_t, value)
 
 
+def vsib_address(s, insn, lane, size, access, va):
+    """The linear address of an element."""
+    ea: uint64_t = cython.cast(uint64_t, insn.disp)
+    index: int64_t
+    if insn.base != NO_REG:
+        ea += s.gpr[insn.base & 15]
+    if insn.opcode & 1:
+        index = cython.cast(int64_t, get_lane(s, insn.index, lane, 8))
+    else:
+        index = cython.cast(int32_t, get_lane(s, insn.index, lane, 4))
+    ea += cython.cast(uint64_t, index) << (insn.scale & 3)
+    if insn.addrsize == 4:
+        ea &= LOW32
+    return linear(s, insn.segment, ea, size, access | ACCESS_UNALIGNED, va)
+
+
 def vgather(s, insn):
     """VPGATHERDD, DQ, QD, QQ and VGATHERDPS, DPD, QPS, QPD: opcode bit 0 says quadword indices, W quadword data.
 
@@ -462,11 +478,8 @@ def vgather(s, insn):
     bytes_: uint32_t = 32 if insn.vex_l else 16
     lanes: uint32_t = bytes_ // (size if size > index_size else index_size)
     lane: uint32_t
-    base: uint64_t = cython.cast(uint64_t, insn.disp)
-    ea: uint64_t
     va: uint64_t = 0
     value: uint64_t = 0
-    index: int64_t
     status: cython.int = DONE
     if insn.modrm & 7 != 4 or insn.addrsize == 2:
         return ud(s)  # no VSIB byte
@@ -474,8 +487,6 @@ def vgather(s, insn):
         return ud(s)
     if avx_checks(s) != DONE:
         return FAULT
-    if insn.base != NO_REG:
-        base += s.gpr[insn.base & 15]
 
     registers_to(s, VECTORS)
     for lane in range(lanes):
@@ -487,14 +498,7 @@ def vgather(s, insn):
     for lane in range(lanes):
         if get_lane(s, insn.vvvv, lane, size) == 0:
             continue
-        if index_size == 8:
-            index = cython.cast(int64_t, get_lane(s, insn.index, lane, 8))
-        else:
-            index = cython.cast(int32_t, get_lane(s, insn.index, lane, 4))
-        ea = base + (cython.cast(uint64_t, index) << (insn.scale & 3))
-        if insn.addrsize == 4:
-            ea &= LOW32
-        status = linear(s, insn.segment, ea, size, ACCESS_READ | ACCESS_UNALIGNED, cython.address(va))
+        status = vsib_address(s, insn, lane, size, ACCESS_READ, cython.address(va))
         if status == DONE:
             status = mem_read(s, va, size, s.mmu_mode, cython.address(value))
         if status != DONE:
