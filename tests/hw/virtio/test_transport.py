@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from pyhyve.errors import DeviceError
 from pyhyve.hw.environment import Environment
 from pyhyve.hw.pci.bus import PciAddress
-from pyhyve.hw.virtio.device import VirtioDevice
+from pyhyve.hw.virtio.device import DRAIN_SECONDS, VirtioDevice
 from pyhyve.hw.virtio.queue import Chain, Queue
 from tests.hw.virtio.driver import KINDS, Driver, DriverQueue, Kind, Rig
 
@@ -278,6 +279,23 @@ def test_a_reset_waits_for_a_queue_that_another_processor_resets(rig: Rig) -> No
     for thread in threads:
         thread.join(10)
     assert (sorted(ended), device.resets) == (["device", "queue"], resets + 1)
+
+
+def test_saving_waits_for_requests_no_longer_than_they_take(driver: Driver) -> None:
+    device, queue = driver.rig.device, driver.queues[0]
+    assert isinstance(device, Mirror)
+    device.hold = True
+    queue.add([(driver.buffer(4, b"abcd"), 4, False), (driver.buffer(4), 4, True)])
+    queue.kick()
+    driver.rig.loop.serve()
+    with device.lock:  # let go of while saving waits, and not before
+        host = threading.Thread(target=lambda: device.complete(device.held.pop(), 0))
+        host.start()
+        before = time.monotonic()
+        device.save()
+        assert time.monotonic() - before < DRAIN_SECONDS / 2
+        assert device.held == []
+    host.join()
 
 
 def test_the_device_configuration_is_read_and_written(driver: Driver) -> None:

@@ -168,10 +168,10 @@ class VirtioDevice(PciFunction):
             ring = chain.queue
             ring.push(chain, written)
             index = self._index_of(ring)
-            if index is None:  # the driver has reset the device meanwhile
-                self._idle.notify_all()
-            else:
+            if index is not None:  # the driver has not reset the device meanwhile
                 self.interrupt(index, ring)
+            if not ring.in_flight:
+                self._idle.notify_all()
 
     def interrupt(self, index: int, ring: Queue) -> None:
         """Tell the driver what was pushed, if it wants to be told. With the lock held."""
