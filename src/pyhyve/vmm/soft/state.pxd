@@ -183,6 +183,7 @@ cdef enum:
     MODE_FS_OPEN = 0x200000   # not 64-bit, CPL < 3: FS is writable data up to 4 GiB, from any base
     MODE_GS_OPEN = 0x400000   # not 64-bit, CPL 3: GS is
     MODE_ALIGN = 0x800000     # CPL 3, CR0.AM, RFLAGS.AC: alignment is checked
+    MODE_SINGLY = 0x1000000   # blocks in which each access has a look-up of its own (spans.py); set by the engine only
 
     # CpuState.pending: asynchronous events, set atomically by any thread, looked at by emitted code.
     PENDING_KICK = 1
@@ -365,6 +366,7 @@ cdef struct CpuState:
     uint32_t intack_wait             # an EXIT_INTACK is out
     ExitRecord held                  # an exit that waits until queued device writes have been told
     uint64_t scratch[4]
+    uint64_t span[17]                # what finds the memory of the span around each register, and around RIP (spans.py)
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
     uint64_t mask_jump               # and for PDEP
