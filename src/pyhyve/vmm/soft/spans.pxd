@@ -8,7 +8,8 @@ from pyhyve.vmm.soft.translate cimport Cold, Context, Span
 cdef enum:
     WIDEST = 1024            # bytes of a span
     FARTHEST = 16            # instructions between a look-up and the first access
-    MAX_SPANS = 96
+    MAX_SPANS = 32           # as many as CpuState.span has
+    FAR = 0x20000000         # from a register: sums and differences of two fit into 32 bits
 
 # Find the spans of a block and where each is looked up.
 cdef void find_spans(Context *x) noexcept nogil

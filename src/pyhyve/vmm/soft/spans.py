@@ -128,14 +128,15 @@ def changed(insn):
         return mask | 1 << RAX | cython.cast(uint32_t, 1) << insn.rm
     if kind == K_MOFFS or kind == K_XLAT or kind == K_LOOP or kind == K_RDTSC:
         return mask | some
-    if insn.vex or kind != K_PLAIN:
-        return mask | (some if insn.map == 3 else 0)
-    if insn.map == 0:
-        # Behind the opcodes with registers as their operands: CBW and CWD, LAHF, MUL to IDIV, FNSTSW AX
-        if (insn.opcode & 0xFE) == 0x98 or insn.opcode == 0x9F or (insn.opcode & 0xFE) == 0xF6 or insn.opcode == 0xDF:
-            return mask | some
-    elif insn.map == 3 or (insn.opcode & 0xFE) == 0xB0 or insn.opcode == 0xC7:
-        return mask | some  # CMPXCHG, CMPXCHG8B; PCMPESTRI and its like
+    if kind != K_PLAIN or insn.vex:
+        return mask | (some if insn.vex and insn.map == 3 else 0)
+    # What is not among the operands of the table: the accumulator, MUL to IDIV, FNSTSW; CMPXCHG and CMPXCHG8B; PCMPESTRI
+    if not insn.has_modrm or insn.map == 3:
+        return mask | some
+    if insn.map == 0 and ((insn.opcode & 0xFE) == 0xF6 or insn.opcode == 0xDF):
+        return mask | some
+    if insn.map == 1 and ((insn.opcode & 0xFE) == 0xB0 or insn.opcode == 0xC7):
+        return mask | some
     return mask
 
 
@@ -170,7 +171,7 @@ def join(x, open, since, base, low, size, writes):
     number: uint32_t = open[base]
     span: cython.pointer(Span)
     high: int64_t = low + size
-    if size == 0 or size > 64 or low != cython.cast(int64_t, cython.cast(int32_t, low)):
+    if size == 0 or size > 64 or low < -FAR or low > FAR:
         return NO_SPAN
     if number != NO_SPAN:
         span = cython.address(x.spans[number])
@@ -184,7 +185,6 @@ def join(x, open, since, base, low, size, writes):
             span.last = x.current
             span.accesses += 1
             return number
-        since[base] = span.last + 1
     if x.span_count == MAX_SPANS:
         return NO_SPAN
     number = x.span_count
@@ -266,13 +266,14 @@ def find_spans(x):
         if moves:
             moved += by
             mask &= ~cython.cast(uint32_t, 1 << RSP)
-        if moved != cython.cast(int64_t, cython.cast(int32_t, moved)):
+        if moved < -FAR or moved > FAR:
             moved = 0
             mask |= 1 << RSP
         for j in range(16):
             if mask >> j & 1:
                 open[j] = NO_SPAN
                 since[j] = i + 1
+    x.current = 0
     # A span of one access gains nothing but where its look-up stands.
     for i in range(x.count):
         for j in range(2):
@@ -332,15 +333,14 @@ def emit_looks(x, number):
         x.cold[x.colds - 1].what = size | access << 16
         if span.base == REG_RIP or is_spilled(span.base):
             lea(a, 1, T2, T2, T0, 0, -low)
-        if span.last != number:
-            store_gs(a, T2, off(x.s, cython.address(x.s.span[span.base])))
+        store_gs(a, T2, off(x.s, cython.address(x.s.span[i])))
         x.held[2] = SPAN_HELD + i
 
 
 def use_span(x, number, disp):
     base: uint32_t = x.spans[number].base
     if x.held[2] != SPAN_HELD + number:
-        load_gs(cython.address(x.a), T2, off(x.s, cython.address(x.s.span[base])))
+        load_gs(cython.address(x.a), T2, off(x.s, cython.address(x.s.span[number])))
         x.held[2] = SPAN_HELD + number
     x.disp = disp
     if base == REG_RIP or is_spilled(base):

@@ -316,6 +316,8 @@ cdef struct Watch:
 cdef struct CpuState:
     uint8_t xsave[4096]              # guest vector and x87 state while it is not in the host's registers (64-aligned)
     uint8_t bounce[4224]             # BOUNCE_SIZE: accesses that cross pages or touch devices (64-aligned)
+    TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]; no entry lies in two lines of the host's cache
+    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
 
     uint64_t gpr[16]
     uint64_t rip
@@ -366,7 +368,7 @@ cdef struct CpuState:
     uint32_t intack_wait             # an EXIT_INTACK is out
     ExitRecord held                  # an exit that waits until queued device writes have been told
     uint64_t scratch[4]
-    uint64_t span[17]                # what finds the memory of the span around each register, and around RIP (spans.py)
+    uint64_t span[32]                # what finds the memory of each span of the block that runs (spans.py)
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
     uint64_t mask_jump               # and for PDEP
@@ -434,8 +436,6 @@ cdef struct CpuState:
     Engine *engine
     void *lapic
     uint64_t self                    # address of this struct
-    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
-    TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]            # a jump cache has entries
     uint32_t jump_fills[8]           # how many of jump_filled count; JUMP_FILLS + 1: too many

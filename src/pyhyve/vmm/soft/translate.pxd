@@ -77,7 +77,7 @@ cdef struct Context:
     Insn insns[64]
     uint32_t live[64]        # flags that must survive the memory accesses of the instruction
     uint32_t live_out[64]    # flags that matter behind it
-    Span spans[96]
+    Span spans[32]
     uint32_t span_count
     uint8_t operand_span[64] # of each instruction's operand, and of what it pushes or pops: a number, or NO_SPAN
     uint8_t stack_span[64]
