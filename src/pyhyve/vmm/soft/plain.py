@@ -37,6 +37,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     land_short,
     lea,
     load_gs,
+    modrm_far,
     modrm_mem,
     mov,
     mov_imm32,
@@ -182,7 +183,10 @@ def emit_mem_form(x, insn):
         e8(a, 0x8A)
     else:
         emit_opcode(x, insn, reg, 0 if index == NO_REG else index, base, vvvv, force)
-    modrm_mem(a, reg, base, index, 0, disp)
+    if insn.vex == 2 and disp:
+        modrm_far(a, reg, base, index, disp)
+    else:
+        modrm_mem(a, reg, base, index, 0, disp)
     if op.kind != K_MOFFS:
         emit_immediate(x, insn)
     if high:

@@ -62,6 +62,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     store_gs,
     xchg,
 )
+from cython.cimports.pyhyve.vmm.soft.evex import evex_what
 from cython.cimports.pyhyve.vmm.soft.insn import MEM_NONE, MEM_READ, NO_REG, REG_RIP, Insn
 from cython.cimports.pyhyve.vmm.soft.leaving import emit_singly, foresees_returns, goes_to_helper, trap_of
 from cython.cimports.pyhyve.vmm.soft.operands import emit_tlb, forget_held, source
@@ -95,7 +96,7 @@ def has_operand(x, insn):
         (kind == K_PLAIN or kind == K_PUSH_MEM or kind == K_CALL_IND or kind == K_JMP_IND)
         and insn.has_mem != 0
         and insn.mem_access != MEM_NONE
-        and insn.vex != 2
+        and evex_what(insn) == 0
         and insn.addrsize == 8
         and insn.base != NO_REG
         and insn.index == NO_REG
@@ -327,7 +328,10 @@ def emit_looks(x, number):
             base = source(x, span.base, T0)
             if span.base == RSP:
                 low -= x.moved[number]
-        lea(a, 1, T0, base, NO_REG, 0, low)
+        if low:
+            lea(a, 1, T0, base, NO_REG, 0, low)
+        elif base != T0:
+            mov(a, T0, base)  # which the host does by renaming
         emit_tlb(x, SS, size, access)
         x.cold[x.colds - 1].kind = COLD_SPAN
         x.cold[x.colds - 1].what = size | access << 16
