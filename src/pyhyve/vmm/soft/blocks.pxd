@@ -30,7 +30,8 @@ cdef struct Link:
     # A jump inside a page that leads to another block, or to its own cold exit
     uint64_t site            # executable address of its rel32, which lies in one aligned quadword
     uint64_t cold            # where it leads while the target is not translated
-    uint32_t checked         # it comes in where events are looked at
+    uint16_t checked         # it comes in where events are looked at
+    uint16_t singly          # it wants the block with look-ups for single accesses
     Link *next               # of those that lead to the same block
 
 
@@ -78,6 +79,7 @@ cdef struct Stubs:
     uint64_t exit_event      # T0 = page offset to go on at
     uint64_t exit_helper     # T0 = page offset, T1 = Insn *
     uint64_t exit_raise      # T0 = page offset, T1 = vector
+    uint64_t span            # T0 = linear address, T1 = what; returns T2, and 0 in T1 if all of the span is there
     uint64_t slow            # T0 = linear (or effective) address, T1 = what; returns T2
     uint64_t finish          # after a store
     uint64_t host_fault

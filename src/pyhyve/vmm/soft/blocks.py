@@ -30,6 +30,7 @@ from cython.cimports.pyhyve.vmm.soft.mmu import tlb_protect
 from cython.cimports.pyhyve.vmm.soft.state import (
     ATOMIC,
     MODE_SLOTS,
+    MODE_SINGLY,
     MODE_STEP,
     CpuState,
     Engine,
@@ -270,7 +271,7 @@ def map_at(block, host_pc):
 
 def known_slot(c, mode):
     i: uint32_t
-    mode &= ~cython.cast(uint32_t, MODE_STEP)
+    mode &= ~cython.cast(uint32_t, MODE_STEP | MODE_SINGLY)
     for i in range(load_uint32(cython.address(c.mode_count), ATOMIC)):
         if c.modes[i] == mode:
             return i
@@ -283,7 +284,7 @@ def mode_slot(e, mode):
     i: cython.int = known_slot(c, mode)
     if i >= 0:
         return i
-    mode &= ~cython.cast(uint32_t, MODE_STEP)
+    mode &= ~cython.cast(uint32_t, MODE_STEP | MODE_SINGLY)
     if c.mode_count == MODE_SLOTS:
         return -1
     c.modes[c.mode_count] = mode

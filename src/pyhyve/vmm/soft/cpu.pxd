@@ -47,13 +47,14 @@ cdef void unwatch_region(uint64_t start) noexcept nogil
 cdef void cpu_run(CpuState *s) noexcept nogil
 
 cdef uint64_t slow_access(CpuState *s, uint64_t va, uint32_t what, uint64_t host_pc) noexcept nogil
+cdef uint64_t span_access(CpuState *s, uint64_t va, uint32_t what) noexcept nogil
 cdef void slow_finish(CpuState *s) noexcept nogil
 cdef void on_host_fault(int signum, siginfo_t *info, void *context) noexcept nogil
 cdef void install_signals() noexcept nogil
 cdef void locate(CpuState *s, uint64_t host_pc) noexcept nogil
 cdef uint64_t linear_rip(CpuState *s) noexcept nogil
 cdef void set_linear(CpuState *s, uint64_t va) noexcept nogil
-cdef Block *find_block(CpuState *s, bint step) noexcept nogil
+cdef Block *find_block(CpuState *s, uint32_t kind) noexcept nogil
 cdef Block *make_block(CpuState *s, uint64_t gpa, uint64_t gpa2, uint32_t mode) noexcept nogil
 cdef void flush_cache(CpuState *s) noexcept nogil
 cdef void choose_slot(CpuState *s) noexcept nogil

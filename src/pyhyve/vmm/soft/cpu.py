@@ -59,12 +59,15 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
     check_alignment,
     close_store,
     linear,
+    lookup,
     ram_host,
     tlb_fill,
 )
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.stack import in_guard, use_signal_stack
 from cython.cimports.pyhyve.vmm.soft.state import (
+    ACCESS_READ,
+    ACCESS_WRITE,
     CR4_OSXMMEXCPT,
     CS,
     DONE,
@@ -99,6 +102,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_ALIGN,
     MODE_CODE64,
     MODE_CODE32,
+    MODE_SINGLY,
     MODE_STEP,
     MODE_USER,
     PAGE_MASK,
@@ -111,8 +115,10 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_TIMER,
     SHADOW_SS,
     SS,
+    TLB_SIZE,
     CpuState,
     Engine,
+    TlbEntry,
     __atomic_exchange_n,
     __atomic_fetch_or,
     __atomic_load_n,
@@ -291,6 +297,30 @@ def slow_access(s, va, what, host_pc):
     return addend
 
 
+def span_access(s, va, what):
+    """Is all of a span (``spans``) in one page of memory that may be accessed so, as far as the TLB can be brought to know?
+
+    Nothing is written: a page that is to be marked dirty first is none. ``slow_status`` says DONE or FAULT; no exception
+    is recorded.
+    """
+    t: cython.pointer[TlbEntry] = cython.address(s.tlb[s.mmu_mode][(va >> 12) & (TLB_SIZE - 1)])
+    page: uint64_t = va & PAGE_MASK
+    host: uint64_t = 0
+    gpa: uint64_t = 0
+    s.slow_status = FAULT
+    if (va & 0xFFF) + (what & 0xFFFF) > 4096:
+        return 0
+    if t.read_tag != page:
+        s.count_tlb_miss += 1
+        if lookup(s, va, ACCESS_READ, s.mmu_mode, cython.address(host), cython.address(gpa)) != DONE:
+            s.exc_pending = 0
+            return 0
+    if t.read_tag != page or (what >> 16 & ACCESS_WRITE and t.write_tag != page):
+        return 0
+    s.slow_status = DONE
+    return t.addend
+
+
 def slow_finish(s):
     bounce_finish(s)
     if s.mmio_writes or s.eoi_count or s.exit.kind:
@@ -349,8 +379,11 @@ def next_code_page(s: cython.pointer(CpuState), va: uint64_t, user: cython.int, 
     return DONE
 
 
-def find_block(s, step):
-    """The block at rip, translated if need be. NULL: an exception is recorded, or the exit is filled."""
+def find_block(s, kind):
+    """The block at rip, translated if need be; ``kind`` is 0, MODE_STEP or MODE_SINGLY.
+
+    NULL: an exception is recorded, or the exit is filled.
+    """
     e: cython.pointer(Engine) = s.engine
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     va: uint64_t = linear_rip(s)
@@ -361,7 +394,7 @@ def find_block(s, step):
     b: cython.pointer(Block) = cython.NULL
     user: cython.int = MMU_USER if s.mode & MODE_USER else cython.cast(cython.int, MMU_KERNEL)
     avail: uint32_t
-    mode: uint32_t = s.mode | (MODE_STEP if step else 0)
+    mode: uint32_t = s.mode | kind
     s.count_lookup += 1
     if s.mode & MODE_CODE64:
         if not is_canonical(va):
@@ -417,7 +450,7 @@ def make_block(s, gpa, gpa2, mode):
         copy_code(e, gpa, gpa2, code)
         changed = (avail < 15 and crosses_page(code, avail, mode)) != (gpa2 != NO_PAGE)
         if not changed:
-            b = translate(e, s, gpa, gpa2, code, avail if gpa2 == NO_PAGE else 15, 1 if mode & MODE_STEP else MAX_INSNS)
+            b = translate(e, s, gpa, gpa2, code, avail if gpa2 == NO_PAGE else 15, mode)
     unlock_code(e)
     if b == cython.NULL and not changed:
         flush_cache(s)
@@ -637,6 +670,7 @@ def run_loop(s):
     taken: uint64_t
     length: uint32_t
     patch: cython.bint = False
+    kind: uint32_t = 0
     patch_flushes: uint64_t = 0
     afresh: cython.bint = False
     while True:
@@ -703,14 +737,17 @@ def run_loop(s):
                 continue
             step = step or status == STEP
         if step:
-            b = find_block(s, True)
+            b = find_block(s, MODE_STEP)
             code = b.code if b != cython.NULL else 0
         else:
             code = 0 if patch or afresh else find_jump(s, va)
-            b = cython.NULL if code else find_block(s, False)
+            if not patch:
+                kind = 0
+            b = cython.NULL if code else find_block(s, kind)
             if b != cython.NULL:
                 code = b.code
-                note_jump(s, va, code)
+                if kind == 0:
+                    note_jump(s, va, code)
                 if patch and b.gpa2 == NO_PAGE and patch_flushes == c.flushes:
                     # Let the jump that led here lead straight to the block from now on
                     chain(s, b)
@@ -732,6 +769,7 @@ def run_loop(s):
             set_linear(s, s.page_va + s.exit_target)
             chain_to = linear_rip(s)
             patch = True
+            kind = MODE_SINGLY if cython.cast(cython.pointer(Link), s.exit_link).singly else 0
             patch_flushes = c.flushes
         elif why == X_EVENT:
             # An event, or the block has been retired: the jump cache may still name it.
@@ -802,7 +840,7 @@ def chain(s, b):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     link: cython.pointer(Link) = cython.cast(cython.pointer(Link), s.exit_link)
     origin: cython.pointer(Block) = block_at(c, link.site)
-    if origin == cython.NULL or (origin.gpa ^ b.gpa) & PAGE_MASK or origin.mode != b.mode:
+    if origin == cython.NULL or (origin.gpa ^ b.gpa) & PAGE_MASK or (origin.mode ^ b.mode) & ~MODE_SINGLY:
         return  # the page tables have changed between the two: elsewhere this jump leads elsewhere
     lock_code(e, s)
     if b.valid and rel32_at(c.rw + (link.site - c.rx)) == cython.cast(int32_t, link.cold - (link.site + 4)):

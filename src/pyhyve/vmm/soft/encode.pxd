@@ -185,6 +185,16 @@ cdef inline void modrm_mem(Asm *a, uint32_t reg, uint32_t base, uint32_t index, 
         e32(a, <uint64_t>disp)
 
 
+cdef inline void modrm_far(Asm *a, uint32_t reg, uint32_t base, uint32_t index, int64_t disp) noexcept nogil:
+    """[base + index + disp] with 32 bits of displacement: EVEX takes a single byte for a multiple of the operand's size."""
+    if index == 0xFF and (base & 7) != 4:
+        e8(a, 0x80 | ((reg & 7) << 3) | (base & 7))
+    else:
+        e8(a, 0x80 | ((reg & 7) << 3) | 4)
+        e8(a, ((4 if index == 0xFF else index & 7) << 3) | (base & 7))
+    e32(a, <uint64_t>disp)
+
+
 cdef inline void lea(Asm *a, uint32_t w, uint32_t dst, uint32_t base, uint32_t index, uint32_t scale,
                      int64_t disp) noexcept nogil:
     """lea dst, [base + index*2^scale + disp]; w 0 truncates to 32 bits."""

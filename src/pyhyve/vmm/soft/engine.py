@@ -27,6 +27,7 @@ from cython.cimports.pyhyve.vmm.soft.cpu import (
     cpu_run,
     fsgsbase_allowed,
     slow_access,
+    span_access,
     slow_finish,
     unwatch_region,
     watch_region,
@@ -567,6 +568,7 @@ class SoftCpu:
                 raise BackendError("the host gives no memory for translated code")
             c = cython.cast(cython.pointer(CodeCache), machine.e.code)
             emit_stubs(c, s, cython.cast(uint64_t, cython.cast(cython.p_void, slow_access)),
+                       cython.cast(uint64_t, cython.cast(cython.p_void, span_access)),
                        cython.cast(uint64_t, cython.cast(cython.p_void, slow_finish)), fsgsbase_allowed())
             if not watch_region(c.rx + c.start, c.rx + c.size, c.stubs.host_fault):
                 raise BackendError("too many virtual machines on the CPU engine in one process")

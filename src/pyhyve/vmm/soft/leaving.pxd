@@ -18,6 +18,8 @@ cdef bint comes_back(Context *x, Insn *insn) noexcept nogil
 cdef void emit_return(Context *x) noexcept nogil
 cdef void emit_far_jump(Context *x) noexcept nogil
 cdef void emit_chain(Context *x, uint32_t condition, int64_t target, bint checked) noexcept nogil
+cdef void emit_singly(Context *x, int64_t target) noexcept nogil
+cdef void add_chain(Context *x, uint8_t *rel32, int64_t target, bint checked, bint singly) noexcept nogil
 cdef void emit_branch(Context *x, Insn *insn, uint32_t condition, int64_t target) noexcept nogil
 cdef void emit_helper(Context *x, Insn *insn) noexcept nogil
 cdef void emit_raise(Context *x, Insn *insn, uint32_t vector) noexcept nogil

@@ -80,6 +80,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_FLAT,
     MODE_IOPL_OK,
     MODE_MP,
+    MODE_SINGLY,
     MODE_SSE,
     MODE_STEP,
     MODE_TS,
@@ -256,11 +257,7 @@ def emit_chain(x, condition, target, checked):
     ``checked``: look for events first. Whatever could go on for ever must do so.
     """
     a: cython.pointer(Asm) = cython.address(x.a)
-    b: cython.pointer(Block) = cython.NULL
-    gpa: uint64_t = x.page_gpa + cython.cast(uint64_t, target)
     rel32: cython.pointer(uint8_t)
-    # translate() has made sure that there is room
-    link: cython.pointer(Link) = cython.cast(cython.pointer(Link), code_alloc(x.c, cython.sizeof(Link)))
     if condition == CC_ALWAYS:
         align_patch(a, 1, 4)
         rel32 = jmp_fwd(a)
@@ -270,18 +267,39 @@ def emit_chain(x, condition, target, checked):
     else:
         align_patch(a, 2, 4)
         rel32 = jcc_fwd(a, condition)
-    link.site = cython.cast(uint64_t, cython.cast(int64_t, rel32) + a.delta)
+    add_chain(x, rel32, target, checked, False)
+
+
+def add_chain(x, rel32, target, checked, singly):
+    """Link the jump with this ``rel32``, or let it ask for a translation in its cold part."""
+    b: cython.pointer(Block) = cython.NULL
+    gpa: uint64_t = x.page_gpa + cython.cast(uint64_t, target)
+    # translate() has made sure that there is room
+    link: cython.pointer(Link) = cython.cast(cython.pointer(Link), code_alloc(x.c, cython.sizeof(Link)))
+    link.site = cython.cast(uint64_t, cython.cast(int64_t, rel32) + x.a.delta)
     link.next = cython.NULL
     link.checked = checked
+    link.singly = singly
     add_cold(x, COLD_CHAIN, rel32, cython.cast(uint32_t, target), 0)
     x.cold[x.colds - 1].back = cython.cast(uint64_t, link)
-    if gpa == x.block.gpa and x.block.gpa2 == NO_PAGE:
+    if singly:
+        b = block_find(x.c, gpa, x.mode | MODE_SINGLY)
+    elif gpa == x.block.gpa and x.block.gpa2 == NO_PAGE and not x.singly:
         b = x.block
     else:
         b = block_find(x.c, gpa, x.mode)
     if b != cython.NULL and b.gpa2 == NO_PAGE:
         x.cold[x.colds - 1].linked = 1
         link_to(x.c, link, b)
+
+
+def emit_singly(x, target):
+    """Go on at page offset ``target`` in a block with look-ups for single accesses."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    rel32: cython.pointer(uint8_t)
+    align_patch(a, 1, 4)
+    rel32 = jmp_fwd(a)
+    add_chain(x, rel32, target, False, True)
 
 
 def emit_branch(x, insn, condition, target):

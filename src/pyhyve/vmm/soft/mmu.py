@@ -345,7 +345,7 @@ def lookup(s, va, access, mode, host, gpa):
         watched: uint32_t = watched_page(s, page)
         if watched & WATCH_READ:
             t.read_tag = empty
-        if watched & WATCH_WRITE:
+        if watched:
             t.write_tag = empty
     return DONE
 

@@ -9,9 +9,11 @@ cdef uint64_t gpr_off(Context *x, uint32_t reg) noexcept nogil
 cdef uint32_t source(Context *x, uint32_t reg, uint32_t temp) noexcept nogil
 cdef uint32_t temp_index(uint32_t temp) noexcept nogil
 cdef void forget_held(Context *x) noexcept nogil
+cdef void forget_registers(Context *x) noexcept nogil
 cdef void hold(Context *x, uint32_t temp, uint32_t reg) noexcept nogil
 cdef void write_back(Context *x, uint32_t reg, uint32_t temp) noexcept nogil
 cdef void emit_address(Context *x, Insn *insn) noexcept nogil
+cdef void use_address(Context *x) noexcept nogil
 cdef void add_cold(Context *x, uint32_t kind, uint8_t *rel32, uint32_t what, uint32_t live) noexcept nogil
 cdef void emit_tlb(Context *x, uint32_t segment, uint32_t size, uint32_t access) noexcept nogil
 cdef bint segmented(Context *x, uint32_t segment, uint32_t access) noexcept nogil

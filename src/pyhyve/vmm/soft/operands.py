@@ -48,7 +48,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     TLB_SIZE,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import SLOW_SEGMENTED, host_reg, is_spilled, off
-from cython.cimports.pyhyve.vmm.soft.translate import COLD_LOAD, COLD_STORE, Cold
+from cython.cimports.pyhyve.vmm.soft.translate import COLD_LOAD, COLD_STORE, SPAN_HELD, Cold
 
 
 def gpr_off(x, reg):
@@ -82,8 +82,16 @@ def temp_index(temp):
 
 def forget_held(x):
     """T0, T1 and T2 are about to be used for something else."""
+    forget_registers(x)
+    x.held[2] = NO_REG
+
+
+def forget_registers(x):
+    """T0, T1 and T2 have no guest registers any more, but T2 may still find a span."""
     x.holding = 0
-    x.held[0] = x.held[1] = x.held[2] = NO_REG
+    x.held[0] = x.held[1] = NO_REG
+    if x.held[2] < SPAN_HELD:
+        x.held[2] = NO_REG
 
 
 def hold(x, temp, reg):
@@ -139,6 +147,13 @@ def emit_address(x, insn):
         e8(a, 0xC0 | ((T0 & 7) << 3) | (T0 & 7))
 
 
+def use_address(x):
+    """Let the memory operand of ``emit_mem_form`` be ``[T0 + T2]``."""
+    x.base = T0
+    x.index = T2
+    x.disp = 0
+
+
 def add_cold(x, kind, rel32, what, live):
     cold: cython.pointer(Cold) = cython.address(x.cold[x.colds])
     cold.kind = kind
@@ -164,6 +179,7 @@ def emit_tlb(x, segment, size, access):
     kind: uint32_t = COLD_STORE if write else COLD_LOAD
     tag: uint64_t = x.tlb + (8 if write else 0)
     hit: cython.pointer(uint8_t)
+    x.held[2] = NO_REG
     if x.mode & MODE_CODE64:
         if segment == FS or segment == GS:
             load_gs(a, T1, off(x.s, cython.address(x.s.segments[segment].base)))

@@ -19,7 +19,8 @@ cdef void emit_return_address(Context *x, Insn *insn) noexcept nogil
 cdef void emit_access(Context *x, Insn *insn, uint32_t part) noexcept nogil
 cdef void emit_operand(Context *x, Insn *insn) noexcept nogil
 cdef void emit_push(Context *x, Insn *insn) noexcept nogil
-cdef void emit_stack_load(Context *x, uint32_t address) noexcept nogil
+cdef void emit_load(Context *x, Insn *insn, uint32_t reg) noexcept nogil
+cdef void emit_stack_load(Context *x, uint32_t reg) noexcept nogil
 cdef void emit_string(Context *x, Insn *insn) noexcept nogil
 cdef uint8_t *string_operand(Context *x, Insn *insn, uint32_t reg, uint32_t tag, uint32_t size,
                              uint8_t **second) noexcept nogil

@@ -37,6 +37,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     land_short,
     lea,
     load_gs,
+    modrm_far,
     modrm_mem,
     mov,
     mov_imm32,
@@ -59,11 +60,13 @@ from cython.cimports.pyhyve.vmm.soft.operands import (
     forget_held,
     hold,
     source,
+    use_address,
     write_back,
 )
 from cython.cimports.pyhyve.vmm.soft.state import ACCESS_READ, ACCESS_WRITE, MODE_CODE64, RDI, RSI, SS, TLB_SIZE
 from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, host_reg, is_spilled, off
-from cython.cimports.pyhyve.vmm.soft.translate import PART_OPERAND, PART_PUSH
+from cython.cimports.pyhyve.vmm.soft.spans import use_operand, use_span
+from cython.cimports.pyhyve.vmm.soft.translate import NO_SPAN, PART_OPERAND, PART_PUSH
 
 
 def high_byte(insn, reg, size):
@@ -127,13 +130,15 @@ def emit_immediate(x, insn):
 
 
 def emit_mem_form(x, insn):
-    """The instruction with ``[T0 + T2]`` as its memory operand; T1 is free."""
+    """The instruction with its memory operand where the context says: ``[T0 + T2]``, or in a span. T0, if it is free there,
+    and T1 are used."""
     a: cython.pointer(Asm) = cython.address(x.a)
     op: cython.pointer(OpInfo) = cython.address(ops[insn.op])
     reg: uint32_t = insn.reg
     vvvv: uint32_t = insn.vvvv
-    base: uint32_t = T0
-    index: uint32_t = T2
+    base: uint32_t = x.base
+    index: uint32_t = x.index
+    disp: int64_t = x.disp
     high: cython.bint = False
     force: cython.bint = False
     if op.kind == K_MOFFS:
@@ -149,32 +154,39 @@ def emit_mem_form(x, insn):
                 reg = T1  # holds the bit's number already
             elif is_spilled(reg):
                 if op.vvvv_access and is_spilled(vvvv):
-                    lea(a, 1, T0, T0, T2, 0, 0)
+                    lea(a, 1, T0, base, index, 0, x.disp)
+                    forget_held(x)
+                    base = T0
                     index = NO_REG
+                    disp = 0
                 reg = source(x, reg, T1)
             else:
                 reg = host_reg(reg)
     if op.vvvv_access:
         if is_spilled(vvvv):
-            vvvv = source(x, vvvv, T2 if index == NO_REG else cython.cast(uint32_t, T1))
+            vvvv = source(x, vvvv, T2 if base == T0 and index == NO_REG else cython.cast(uint32_t, T1))
         else:
             vvvv = host_reg(vvvv)
     if high:
         store_gs(a, 6, off(x.s, cython.address(x.s.scratch[1])))
-        lea(a, 1, 6, T0, T2, 0, 0)
+        lea(a, 1, 6, base, index, 0, disp)
         base = 6
         index = NO_REG
+        disp = 0
     if op.kind == K_MOFFS:
         if insn.opsize == 2 and insn.opcode & 1:
             e8(a, 0x66)
-        rex(a, insn.rex_w, 0, T2, T0)
+        rex(a, insn.rex_w, 0, index, base)
         e8(a, (0x8A if insn.opcode < 0xA2 else 0x88) | (insn.opcode & 1))
     elif op.kind == K_XLAT:
-        rex(a, 0, 0, T2, T0)
+        rex(a, 0, 0, index, base)
         e8(a, 0x8A)
     else:
         emit_opcode(x, insn, reg, 0 if index == NO_REG else index, base, vvvv, force)
-    modrm_mem(a, reg, base, index, 0, 0)
+    if insn.vex == 2 and disp:
+        modrm_far(a, reg, base, index, disp)
+    else:
+        modrm_mem(a, reg, base, index, 0, disp)
     if op.kind != K_MOFFS:
         emit_immediate(x, insn)
     if high:
@@ -274,7 +286,7 @@ def emit_return_address(x, insn):
 
 
 def emit_access(x, insn, part):
-    """The access itself, on ``[T0 + T2]``: emitted in the hot path, and for stores again in the slow path."""
+    """The access itself: emitted in the hot path, and for stores again in the slow path."""
     a: cython.pointer(Asm) = cython.address(x.a)
     kind: uint32_t = ops[insn.op].kind
     if part == PART_PUSH and (x.mode & MODE_CODE64) == 0:
@@ -282,16 +294,16 @@ def emit_access(x, insn, part):
         return
     if part == PART_PUSH:
         if kind == K_PUSH:
-            op_mem(a, 1, 0x89, source(x, insn.rm, T1), T0, T2, 0)
+            op_mem(a, 1, 0x89, source(x, insn.rm, T1), x.base, x.index, x.disp)
         elif kind == K_PUSH_IMM:
-            op_mem(a, 1, 0xC7, 0, T0, T2, 0)
+            op_mem(a, 1, 0xC7, 0, x.base, x.index, x.disp)
             e32(a, insn.imm)
         elif kind == K_PUSH_MEM:
             load_gs(a, T1, off(x.s, cython.address(x.s.scratch[2])))
-            op_mem(a, 1, 0x89, T1, T0, T2, 0)
+            op_mem(a, 1, 0x89, T1, x.base, x.index, x.disp)
         else:
             emit_return_address(x, insn)
-            op_mem(a, 1, 0x89, T1, T0, T2, 0)
+            op_mem(a, 1, 0x89, T1, x.base, x.index, x.disp)
         return
     if kind == K_BT:
         # The bit's number inside its word
@@ -303,6 +315,11 @@ def emit_access(x, insn, part):
 def emit_operand(x, insn):
     """An instruction with a memory operand: address, TLB, access."""
     access: uint32_t = ACCESS_READ
+    if x.operand_span[x.current] != NO_SPAN:
+        use_operand(x, insn)
+        emit_mem_form(x, insn)
+        use_address(x)
+        return
     if insn.mem_access == MEM_WRITE:
         access = ACCESS_WRITE
     elif insn.mem_access == MEM_RMW:
@@ -327,6 +344,12 @@ def emit_operand(x, insn):
 
 def emit_push(x, insn):
     a: cython.pointer(Asm) = cython.address(x.a)
+    if x.stack_span[x.current] != NO_SPAN:
+        use_span(x, x.stack_span[x.current], -8)
+        emit_access(x, insn, PART_PUSH)
+        use_address(x)
+        lea(a, 1, GSP, GSP, NO_REG, 0, -8)
+        return
     lea(a, 1, T0, GSP, NO_REG, 0, -8)
     x.part = PART_PUSH
     emit_tlb(x, SS, 8, ACCESS_WRITE)
@@ -335,11 +358,28 @@ def emit_push(x, insn):
     lea(a, 1, GSP, GSP, NO_REG, 0, -8)
 
 
-def emit_stack_load(x, address):
-    """Make ``[T0 + T2]`` the 8 bytes that host register ``address`` points to."""
-    mov(cython.address(x.a), T0, address)
-    x.part = PART_OPERAND
-    emit_tlb(x, SS, 8, ACCESS_READ)
+def emit_load(x, insn, reg):
+    """Load 8 bytes that the instruction's memory operand has to a host register."""
+    if x.operand_span[x.current] != NO_SPAN:
+        use_operand(x, insn)
+    else:
+        emit_address(x, insn)
+        x.part = PART_OPERAND
+        emit_tlb(x, insn.segment, 8, ACCESS_READ)
+    op_mem(cython.address(x.a), 1, 0x8B, reg, x.base, x.index, x.disp)
+    use_address(x)
+
+
+def emit_stack_load(x, reg):
+    """Load the 8 bytes that the guest's RSP points to to a host register."""
+    if x.stack_span[x.current] != NO_SPAN:
+        use_span(x, x.stack_span[x.current], 0)
+    else:
+        mov(cython.address(x.a), T0, GSP)
+        x.part = PART_OPERAND
+        emit_tlb(x, SS, 8, ACCESS_READ)
+    op_mem(cython.address(x.a), 1, 0x8B, reg, x.base, x.index, x.disp)
+    use_address(x)
 
 
 def emit_string(x, insn):
@@ -352,6 +392,7 @@ def emit_string(x, insn):
     count: uint32_t = 0
     i: uint32_t
     done: cython.pointer(uint8_t)
+    forget_held(x)
     if insn.addrsize == 4:
         mov32(a, RDI, RDI)
         if copies:

@@ -183,6 +183,7 @@ cdef enum:
     MODE_FS_OPEN = 0x200000   # not 64-bit, CPL < 3: FS is writable data up to 4 GiB, from any base
     MODE_GS_OPEN = 0x400000   # not 64-bit, CPL 3: GS is
     MODE_ALIGN = 0x800000     # CPL 3, CR0.AM, RFLAGS.AC: alignment is checked
+    MODE_SINGLY = 0x1000000   # blocks in which each access has a look-up of its own (spans.py); set by the engine only
 
     # CpuState.pending: asynchronous events, set atomically by any thread, looked at by emitted code.
     PENDING_KICK = 1
@@ -315,6 +316,8 @@ cdef struct Watch:
 cdef struct CpuState:
     uint8_t xsave[4096]              # guest vector and x87 state while it is not in the host's registers (64-aligned)
     uint8_t bounce[4224]             # BOUNCE_SIZE: accesses that cross pages or touch devices (64-aligned)
+    TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]; no entry lies in two lines of the host's cache
+    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
 
     uint64_t gpr[16]
     uint64_t rip
@@ -365,6 +368,7 @@ cdef struct CpuState:
     uint32_t intack_wait             # an EXIT_INTACK is out
     ExitRecord held                  # an exit that waits until queued device writes have been told
     uint64_t scratch[4]
+    uint64_t span[32]                # what finds the memory of each span of the block that runs (spans.py)
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
     uint64_t mask_jump               # and for PDEP
@@ -432,8 +436,6 @@ cdef struct CpuState:
     Engine *engine
     void *lapic
     uint64_t self                    # address of this struct
-    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
-    TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]            # a jump cache has entries
     uint32_t jump_fills[8]           # how many of jump_filled count; JUMP_FILLS + 1: too many

@@ -25,6 +25,7 @@ cdef enum:
     ACCESS_LOAD_FIRST = 4   # with ACCESS_WRITE: the old contents are needed
 
 cdef uint64_t off(CpuState *s, const void *field) noexcept nogil
-cdef void emit_stubs(CodeCache *c, CpuState *s, uint64_t slow_access, uint64_t slow_finish, bint fsgsbase) noexcept nogil
+cdef void emit_stubs(CodeCache *c, CpuState *s, uint64_t slow_access, uint64_t span_access, uint64_t slow_finish,
+                     bint fsgsbase) noexcept nogil
 cdef bint is_spilled(uint32_t reg) noexcept nogil
 cdef uint32_t host_reg(uint32_t reg) noexcept nogil

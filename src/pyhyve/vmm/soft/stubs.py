@@ -150,7 +150,7 @@ def _call_c(a: cython.pointer(Asm), s: cython.pointer(CpuState), function: uint6
     load_gs(a, 4, off(s, cython.address(s.stack_at)))
 
 
-def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
+def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
     a: cython.pointer(Asm) = cython.address(asm)
@@ -257,6 +257,20 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     _store_callee_saved(a, s)
     mov_imm32(a, 0, X_SLOW)
     _leave(a, s)
+
+    # T0 address, T1 what -> T2 what to add to T0, T1 0; or T1 something else
+    c.stubs.span = here(a)
+    _store_caller_saved(a, s)
+    store_gs(a, T0, off(s, cython.address(s.scratch[0])))
+    load_gs(a, 7, off(s, cython.address(s.self)))
+    mov(a, 6, T0)
+    mov(a, 2, T1)
+    _call_c(a, s, span_access)
+    mov(a, T2, 0)
+    _load_caller_saved(a, s)
+    load_gs(a, T0, off(s, cython.address(s.scratch[0])))
+    load_gs32(a, T1, off(s, cython.address(s.slow_status)))
+    e8(a, 0xC3)
 
     # After a store: write a bounce buffer out, if one was in use
     c.stubs.finish = here(a)

@@ -1,6 +1,6 @@
 # One block of guest instructions to host code.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from pyhyve.vmm.soft.blocks cimport Block, CodeCache, MapEntry
 from pyhyve.vmm.soft.decode cimport OpInfo
@@ -22,7 +22,25 @@ cdef enum:
     COLD_CHAIN = 2           # a jump inside the page whose target is not translated yet
     COLD_EVENT = 3           # go back to the loop at a page offset
     COLD_RESTORE_EVENT = 4   # the same, RCX is in T1
-    COLD_GROUP = 5           # pushes or pops, `what` of them, that the TLB does not have together: one by one
+    COLD_SPAN = 5            # a span that the TLB does not have: on in a block with MODE_SINGLY if that stays so
+
+
+    # Context.held: T2 finds the memory of the span with this number
+    SPAN_HELD = 0x100
+    NO_SPAN = 0xFF
+
+
+cdef struct Span:
+    # What instructions of a block access around a register, with one look-up in front of instruction `at` (spans.py)
+    int32_t low              # bytes, from where the register points at the start of the block
+    int32_t high
+    uint32_t base            # register, or REG_RIP
+    uint32_t at
+    uint32_t first           # the first and the last instruction that accesses it
+    uint32_t last
+    uint32_t accesses
+    uint32_t writes
+    uint32_t branch          # a conditional jump stands between
 
 
 cdef struct Cold:
@@ -47,6 +65,10 @@ cdef struct Context:
     uint32_t colds
     uint32_t current
     uint32_t part            # accesses of the current instruction so far
+    uint32_t singly          # MODE_SINGLY: no spans
+    uint32_t base            # where emit_mem_form finds the memory operand: host registers and a constant
+    uint32_t index
+    int64_t disp
     uint32_t masked          # what the slow path must know of the current instruction's mask (evex)
     uint32_t holding         # `held` may be used and changed
     uint32_t held[3]         # which spilled guest register's value T0, T1 and T2 have, or NO_REG
@@ -55,6 +77,11 @@ cdef struct Context:
     Insn insns[64]
     uint32_t live[64]        # flags that must survive the memory accesses of the instruction
     uint32_t live_out[64]    # flags that matter behind it
+    Span spans[32]
+    uint32_t span_count
+    uint8_t operand_span[64] # of each instruction's operand, and of what it pushes or pops: a number, or NO_SPAN
+    uint8_t stack_span[64]
+    int32_t moved[64]        # how far RSP has moved by then since the start of the block
     MapEntry map[400]
     uint32_t map_count
     Cold cold[256]
@@ -62,8 +89,8 @@ cdef struct Context:
 
 # Translate the block at guest-physical `gpa`, `code` being its bytes in host memory up to the page's end (`avail`), or a
 # copy of up to 15 bytes when the first instruction crosses into page `gpa2`. NULL if the cache is full (flush, try again).
-# `max_insns` is 1 for single stepping.
+# `mode` is that of the vCPU, with MODE_STEP for a block of one instruction, or MODE_SINGLY.
 cdef Block *translate(Engine *e, CpuState *s, uint64_t gpa, uint64_t gpa2, const uint8_t *code, uint32_t avail,
-                      uint32_t max_insns) noexcept nogil
+                      uint32_t mode) noexcept nogil
 # Does the first instruction at `code` need more than `avail` bytes?
 cdef bint crosses_page(const uint8_t *code, uint32_t avail, uint32_t mode) noexcept nogil

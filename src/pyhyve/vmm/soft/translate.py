@@ -100,7 +100,6 @@ from cython.cimports.pyhyve.vmm.soft.leaving import (
     emit_jump,
     emit_raise,
     emit_return,
-    foresees_returns,
     goes_to_helper,
     is_rdtscp,
     target_live,
@@ -112,12 +111,15 @@ from cython.cimports.pyhyve.vmm.soft.operands import (
     emit_tlb,
     finish_access,
     forget_held,
+    forget_registers,
     source,
+    use_address,
     write_back,
 )
 from cython.cimports.pyhyve.vmm.soft.plain import (
     emit_access,
     emit_lea,
+    emit_load,
     emit_mem_form,
     emit_operand,
     emit_push,
@@ -127,6 +129,7 @@ from cython.cimports.pyhyve.vmm.soft.plain import (
     emit_string,
     simple_lea,
 )
+from cython.cimports.pyhyve.vmm.soft.spans import emit_looks, emit_missing, find_spans, looks_at, use_operand, use_span
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
@@ -136,6 +139,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MMU_USER,
     MODE_AC,
     MODE_CODE64,
+    MODE_SINGLY,
     MODE_STEP,
     MODE_USER,
     PAGE_MASK,
@@ -182,7 +186,7 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
     elif kind == K_LEA and simple_lea(insn):
         x.holding = 1
     else:
-        forget_held(x)
+        forget_registers(x)
     if trap:
         emit_raise(x, insn, trap)
     elif goes_to_helper(x, insn):
@@ -215,9 +219,7 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         emit_push(x, insn)
     elif kind == K_PUSH_MEM:
         if insn.has_mem:
-            emit_address(x, insn)
-            emit_tlb(x, insn.segment, 8, ACCESS_READ)
-            op_mem(a, 1, 0x8B, T1, T0, T2, 0)
+            emit_load(x, insn, T1)
         else:
             reg = source(x, insn.rm, T1)
             if reg != T1:
@@ -225,17 +227,19 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         store_gs(a, T1, off(x.s, cython.address(x.s.scratch[2])))
         emit_push(x, insn)
     elif kind == K_POP:
-        emit_stack_load(x, GSP)
-        if insn.rm == RSP:
-            op_mem(a, 1, 0x8B, GSP, T0, T2, 0)
-        else:
-            reg = T1 if is_spilled(insn.rm) else host_reg(insn.rm)
-            op_mem(a, 1, 0x8B, reg, T0, T2, 0)
+        reg = T1 if is_spilled(insn.rm) else host_reg(insn.rm)
+        emit_stack_load(x, reg)
+        if insn.rm != RSP:
             write_back(x, insn.rm, reg)
             lea(a, 1, GSP, GSP, NO_REG, 0, 8)
     elif kind == K_LEAVE:
-        emit_stack_load(x, 5)
-        op_mem(a, 1, 0x8B, T1, T0, T2, 0)
+        if x.operand_span[x.current] != NO_SPAN:
+            use_operand(x, insn)
+        else:
+            mov(a, T0, 5)
+            emit_tlb(x, SS, 8, ACCESS_READ)
+        op_mem(a, 1, 0x8B, T1, x.base, x.index, x.disp)
+        use_address(x)
         lea(a, 1, GSP, 5, NO_REG, 0, 8)
         mov(a, 5, T1)
     elif kind == K_XLAT:
@@ -301,23 +305,22 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
         else:
             emit_jump(x, insn, target)
     elif kind == K_RET:
-        emit_stack_load(x, GSP)
-        op_mem(a, 1, 0x8B, T0, T0, T2, 0)
+        emit_stack_load(x, T0)
         lea(a, 1, GSP, GSP, NO_REG, 0, 8 + cython.cast(int64_t, insn.imm & 0xFFFF if insn.opcode == 0xC2 else 0))
         emit_return(x)
     elif kind == K_CALL_IND or kind == K_JMP_IND:
         if insn.has_mem:
-            emit_address(x, insn)
-            emit_tlb(x, insn.segment, 8, ACCESS_READ)
-            op_mem(a, 1, 0x8B, T0, T0, T2, 0)
+            emit_load(x, insn, T0)
         else:
             reg = source(x, insn.rm, T0)
             if reg != T0:
                 mov(a, T0, reg)
         if kind == K_CALL_IND:
-            store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+            if x.stack_span[x.current] == NO_SPAN:
+                store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
             emit_push(x, insn)
-            load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+            if x.stack_span[x.current] == NO_SPAN:
+                load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
             if comes_back(x, insn):
                 emit_call(x, insn, False, 0)
                 return
@@ -338,18 +341,20 @@ def add_map(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> cython.vo
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def group_length(x: cython.pointer(Context), first: uint32_t) -> uint32_t:
-    """How many instructions from ``first`` on push registers, or pop them, the last of those perhaps a return."""
+def run_length(x: cython.pointer(Context), first: uint32_t) -> uint32_t:
+    """How many instructions from ``first`` on push registers to one span, or pop them, the last of those perhaps a return."""
     kind: uint32_t = ops[x.insns[first].op].kind
     n: uint32_t = 0
     insn: cython.pointer(Insn)
-    if not foresees_returns(x) or (kind != K_PUSH and kind != K_POP):
+    if x.stack_span[first] == NO_SPAN or (kind != K_PUSH and kind != K_POP):
         return 1
     while first + n < x.count:
         insn = cython.address(x.insns[first + n])
-        if kind == K_POP and n and ops[insn.op].kind == K_RET and not goes_to_helper(x, insn):
+        if x.stack_span[first + n] != x.stack_span[first] or (n and looks_at(x, first + n)):
+            break
+        if kind == K_POP and n and ops[insn.op].kind == K_RET:
             return n + 1
-        if ops[insn.op].kind != kind or insn.rm == RSP or goes_to_helper(x, insn) or trap_of(x, insn):
+        if ops[insn.op].kind != kind or insn.rm == RSP:
             break
         n += 1
     return n
@@ -358,40 +363,33 @@ def group_length(x: cython.pointer(Context), first: uint32_t) -> uint32_t:
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def emit_group(x: cython.pointer(Context), first: uint32_t, n: uint32_t) -> cython.void:
-    """``n`` pushes or pops at a time, where one look-up finds them all in one page; else one by one, in the cold part."""
+def emit_run(x: cython.pointer(Context), first: uint32_t, n: uint32_t) -> cython.void:
+    """``n`` pushes or pops: RSP moves once."""
     a: cython.pointer(Asm) = cython.address(x.a)
     pushes: cython.bint = ops[x.insns[first].op].kind == K_PUSH
     i: uint32_t
     reg: uint32_t
-    number: uint32_t
     bytes_: int64_t = 8 * n
     insn: cython.pointer(Insn) = cython.address(x.insns[first + n - 1])
     returns: cython.bint = ops[insn.op].kind == K_RET
-    forget_held(x)
-    x.part = PART_OPERAND
     add_map(x, cython.address(x.insns[first]))
-    lea(a, 1, T0, GSP, NO_REG, 0, -bytes_ if pushes else 0)
-    emit_tlb(x, SS, 8 * n, cython.cast(uint32_t, ACCESS_WRITE) if pushes else ACCESS_READ)
-    number = x.colds - 1
-    x.cold[number].kind = COLD_GROUP
-    x.cold[number].what = n
+    forget_registers(x)
+    use_span(x, x.stack_span[first], 0)
     for i in range(n - 1 if returns else n):
         insn = cython.address(x.insns[first + i])
         if pushes:
-            op_mem(a, 1, 0x89, source(x, insn.rm, T1), T0, T2, bytes_ - 8 - 8 * cython.cast(int64_t, i))
+            op_mem(a, 1, 0x89, source(x, insn.rm, T1), x.base, x.index, -8 - 8 * cython.cast(int64_t, i))
             continue
         reg = T1 if is_spilled(insn.rm) else host_reg(insn.rm)
-        op_mem(a, 1, 0x8B, reg, T0, T2, 8 * cython.cast(int64_t, i))
+        op_mem(a, 1, 0x8B, reg, x.base, x.index, 8 * cython.cast(int64_t, i))
         write_back(x, insn.rm, reg)
     if returns:
         insn = cython.address(x.insns[first + n - 1])
-        op_mem(a, 1, 0x8B, T0, T0, T2, bytes_ - 8)
+        op_mem(a, 1, 0x8B, T0, x.base, x.index, bytes_ - 8)
         bytes_ += cython.cast(int64_t, insn.imm & 0xFFFF if insn.opcode == 0xC2 else 0)
+    use_address(x)
     lea(a, 1, GSP, GSP, NO_REG, 0, -bytes_ if pushes else bytes_)
-    x.cold[number].back = here(a)
     if returns:
-        x.cold[number].back = 0
         emit_return(x)
 
 
@@ -402,10 +400,10 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
     """A slow path, behind the block."""
     a: cython.pointer(Asm) = cython.address(x.a)
     cold: cython.pointer(Cold) = cython.address(x.cold[number])
-    i: uint32_t
     insn: cython.pointer(Insn) = cython.address(x.insns[cold.insn])
     add_map(x, insn)
     forget_held(x)
+    x.current = cold.insn
     if cold.kind == COLD_CHAIN:
         cython.cast(cython.pointer(Link), cold.back).cold = here(a)
     if cold.linked == 0:
@@ -421,15 +419,8 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
             if cold.part == PART_PUSH and (ops[insn.op].kind == K_CALL or ops[insn.op].kind == K_CALL_IND):
                 emit_return_address(x, insn)
         jmp_to(a, cold.back)
-    elif cold.kind == COLD_GROUP:
-        if cold.live:
-            xchg(a, HRCX, T2)
-        for i in range(cold.what):
-            x.current = cold.insn + i
-            add_map(x, cython.address(x.insns[x.current]))
-            emit_instruction(x, cython.address(x.insns[x.current]))
-        if cold.back:
-            jmp_to(a, cold.back)
+    elif cold.kind == COLD_SPAN:
+        emit_missing(x, cold)
     elif cold.kind == COLD_CHAIN:
         mov_imm32(a, T0, cold.what)
         mov_imm64(a, T1, cold.back)
@@ -515,7 +506,7 @@ def find_live_flags(x: cython.pointer(Context)) -> cython.void:
     x.block.flags_in = live
 
 
-def translate(e, s, gpa, gpa2, code, avail, max_insns):
+def translate(e, s, gpa, gpa2, code, avail, mode):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     context: Context
     x: cython.pointer(Context) = cython.address(context)
@@ -533,13 +524,15 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     x.s = s
     x.c = c
     x.block = b
-    x.mode = s.mode | (MODE_STEP if max_insns == 1 else 0)
+    x.mode = mode & ~cython.cast(uint32_t, MODE_SINGLY)
+    x.singly = mode & MODE_SINGLY
     x.slot = s.mode_slot
     x.count = 0
     x.colds = 0
     x.current = 0
     x.part = 0
     x.masked = 0
+    use_address(x)
     forget_held(x)
     x.map_count = 0
     x.page_gpa = gpa & PAGE_MASK
@@ -552,7 +545,7 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     a.delta = c.rx - cython.cast(uint64_t, c.rw)
     b.gpa = gpa
     b.gpa2 = gpa2
-    b.mode = x.mode
+    b.mode = mode
     b.code = here(a)
     b.page_next = cython.NULL
     b.page2_next = cython.NULL
@@ -560,9 +553,10 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     b.links = cython.NULL
     b.valid = 0
     b.assumes = 0
-    b.size = decode_block(x, gpa, code, avail, max_insns if max_insns < MAX_INSNS else cython.cast(uint32_t, MAX_INSNS))
+    b.size = decode_block(x, gpa, code, avail, 1 if mode & MODE_STEP else cython.cast(uint32_t, MAX_INSNS))
     b.insns = x.count
     find_live_flags(x)
+    find_spans(x)
 
     # The entry for jumps from elsewhere: T0 is the linear address of this block
     lea(a, 1, T1, T0, NO_REG, 0, -cython.cast(int64_t, start))
@@ -577,9 +571,10 @@ def translate(e, s, gpa, gpa2, code, avail, max_insns):
     i = 0
     while i < x.count:
         x.current = i
-        length = group_length(x, i)
+        emit_looks(x, i)
+        length = run_length(x, i)
         if length > 1:
-            emit_group(x, i, length)
+            emit_run(x, i, length)
             i += length
             continue
         add_map(x, cython.address(x.insns[i]))

@@ -264,6 +264,7 @@ class Generator:
         self.forms = [form for form in all_forms() if not form.vex or form in encodings]
         for form in self.forms:
             by_name.setdefault(("V" if form.vex else "E" if form.evex else "") + form.name, []).append(form)
+        self.integer = [form for form in self.forms if not (form.vex or form.evex or form.vector_reg or form.kind)]
         # Half of the choices go by name, for forms of instructions with few of them to have their turn too.
         self.names = list(by_name.values())
         self.words, self.images, _ = pools()
@@ -772,6 +773,29 @@ class Generator:
             self.instruction()
         self.aim(lea, len(self.items))
 
+    def around(self) -> None:
+        """An instruction between accesses by a register, which it may change, by name or not. RAX to RDX are likeliest."""
+        rng = self.rng
+        base = rng.choice((RAX, RCX, RDX, RBX, self.gpr(True)))
+        if base == RSP or base in self.avoid:
+            return
+        if base not in self.pointers:
+            self.set_pointer(base, inside=True)
+        self.near(base)
+        self.instruction(self.integer if rng.random() < 0.8 else None)
+        self.near(base)
+
+    def near(self, base: int) -> None:
+        """A load or a store close to where a register points."""
+        rng = self.rng
+        reg = rng.choice([n for n in range(16) if n != RSP and n != base and n not in self.avoid])
+        opcode = 0x8B if rng.random() < 0.5 else 0x89
+        sib = b"\x24" if base & 7 == 4 else b""
+        modrm = 0x40 | (reg & 7) << 3 | base & 7
+        self.add(bytes([0x48 | reg >> 3 << 2 | base >> 3, opcode, modrm]) + sib + bytes([rng.randrange(64)]))
+        if opcode == 0x8B:
+            self.spoil({reg})
+
     def set_flags(self) -> None:
         """PUSH of a number and POPF: the flags that a user may change, but TF, AC and NT."""
         rng = self.rng
@@ -821,6 +845,7 @@ _CONSTRUCTS = (
     *(Generator.counted,) * 3,
     *(Generator.call,) * 2,
     *(Generator.indirect,) * 2,
+    *(Generator.around,) * 4,
     Generator.set_flags,
     Generator.saved,
     Generator.carry_over,
