@@ -33,14 +33,19 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov,
     mov_imm32,
     mov_imm64,
+    movzx16,
+    not_,
     op_gs_index,
     pdep_gs,
+    pext_gs,
+    rorx,
     short_fwd,
     store_gs,
     store_gs32,
     xchg,
 )
-from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP
+from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
+from cython.cimports.pyhyve.vmm.soft.state import MMU_MODES, MODE_SLOTS, RSP, TLB_SIZE
 
 
 def off(s, field):
@@ -150,6 +155,100 @@ def _call_c(a: cython.pointer(Asm), s: cython.pointer(CpuState), function: uint6
     load_gs(a, 4, off(s, cython.address(s.stack_at)))
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint32_t, write: uint32_t, slow: uint64_t) -> cython.void:
+    """What a miss of the TLB calls: T0 address, T1 what -> T2 what to add to T0. No flag is touched.
+
+    The second TLB's entry for the page is copied to the first; without one ``slow`` does it all. For a store the write
+    tag comes last, and then the key is looked at once more: see ``mmu.tlb_protect``.
+    """
+    miss: uint64_t
+    found: cython.pointer(uint8_t)
+    tlb: uint64_t = off(s, cython.address(s.tlb[mode][0]))
+    stlb: uint64_t = off(s, cython.address(s.stlb[mode][0]))
+    store_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    store_gs(a, T1, off(s, cython.address(s.kept[1])))
+    movzx16(a, HRCX, T1)
+    lea(a, 1, HRCX, HRCX, T0, 0, 0)
+    rorx(a, T1, T0, 12)  # the entry, times 32: mmu.stlb_index
+    rorx(a, T2, T0, 25)
+    lea(a, 1, T1, T1, T2, 0, 0)
+    pdep_gs(a, T1, T1, off(s, cython.address(s.mask_stlb)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb)
+    not_(a, T2)
+    lea(a, 1, HRCX, HRCX, T2, 0, 0)
+    pext_gs(a, HRCX, HRCX, off(s, cython.address(s.mask_high)))
+    found = short_fwd(a, 0xE3)
+    miss = here(a)
+    load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    load_gs(a, T1, off(s, cython.address(s.kept[1])))
+    jmp_to(a, slow)
+    land_short(a, found)
+    _compare_key(a, s, stlb + (28 if write else 24))
+    found = short_fwd(a, 0xE3)
+    jmp_to(a, miss)
+    land_short(a, found)
+    pext_gs(a, HRCX, T0, off(s, cython.address(s.mask_mark)))
+    e8(a, 0x65)  # mov byte [gs:rcx + tlb_local], 1
+    e8(a, 0xC6)
+    e8(a, 0x81)
+    e32(a, off(s, cython.address(s.tlb_local[mode][0])))
+    e8(a, 1)
+    _first_entry(a, s)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb + 16)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb + 24)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb + 8)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb + 16)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb)
+    if write:
+        op_gs_index(a, 1, 0x87, T2, HRCX, 2, tlb + 8)  # xchg: seen by all before the key is read
+        _compare_key(a, s, stlb + 28)
+        found = short_fwd(a, 0xE3)
+        _first_entry(a, s)
+        op_gs_index(a, 1, 0x8B, T2, HRCX, 2, tlb)
+        _store_empty(a, tlb)
+        jmp_to(a, miss)
+        land_short(a, found)
+    else:
+        _store_empty(a, tlb)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb + 8)
+    load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    e8(a, 0xC3)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _compare_key(a: cython.pointer(Asm), s: cython.pointer(CpuState), key: uint64_t) -> cython.void:
+    """RCX = 0 if the key at ``key`` of entry T1 is the one that counts for address T0. T2 is lost."""
+    pext_gs(a, HRCX, T0, off(s, cython.address(s.mask_half)))
+    op_gs_index(a, 0, 0x8B, HRCX, HRCX, 2, off(s, cython.address(s.stlb_key[0])))
+    op_gs_index(a, 0, 0x8B, T2, T1, 0, key)
+    not_(a, T2)
+    lea(a, 0, HRCX, HRCX, T2, 0, 1)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _first_entry(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    """RCX = the number of T0's entry in the first TLB, times 8."""
+    pext_gs(a, HRCX, T0, off(s, cython.address(s.mask_index)))
+    lea(a, 1, HRCX, NO_REG, HRCX, 3, 0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _store_empty(a: cython.pointer(Asm), tlb: uint64_t) -> cython.void:
+    """The entry at RCX for page T2 gets a write tag that no address of this entry has."""
+    lea(a, 1, T2, T2, NO_REG, 0, TLB_SIZE << 11)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb + 8)
+
+
 def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
@@ -257,6 +356,11 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     _store_callee_saved(a, s)
     mov_imm32(a, 0, X_SLOW)
     _leave(a, s)
+
+    for i in range(MMU_MODES):
+        for r in range(2):
+            c.stubs.refill[i][r] = here(a)
+            _emit_refill(a, s, i, r, c.stubs.slow)
 
     # After a store: write a bounce buffer out, if one was in use
     c.stubs.finish = here(a)
