@@ -139,7 +139,7 @@ cdef void wrote_memory(CpuState *s, uint64_t gpa, uint32_t size) noexcept nogil
 cdef void clear_entry(TlbEntry *t, uint64_t index) noexcept nogil
 cdef bint writable_now(CpuState *s, int mode, uint64_t va) noexcept nogil
 cdef void mark_local(CpuState *s, int mode, uint64_t index) noexcept nogil
-cdef void flush_marked(CpuState *s, int mode, uint64_t word, bint keep_global) noexcept nogil
+cdef void flush_marked(CpuState *s, int mode) noexcept nogil
 cdef uint64_t empty_tag(uint64_t index) noexcept nogil
 cdef StlbEntry *stlb_entry(CpuState *s, int mode, uint64_t page) noexcept nogil
 cdef bint refill(CpuState *s, uint64_t page, int access, int mode) noexcept nogil

@@ -491,7 +491,8 @@ def current_key(s, page):
 
 def drop_key(s, half):
     """Drop all that the second TLB has of one half of the addresses."""
-    __atomic_exchange_n(cython.address(s.stlb_key[half]), NO_KEY, ATOMIC)
+    if __atomic_load_n(cython.address(s.stlb_key[half]), ATOMIC) != NO_KEY:
+        __atomic_exchange_n(cython.address(s.stlb_key[half]), NO_KEY, ATOMIC)
 
 
 def large_hash(va, shift):
@@ -563,21 +564,33 @@ def tlb_flush(s, keep_global):
     for mode in range(MMU_MODES):
         if not s.tlb_dirty[mode]:
             continue
+        if keep_global:
+            flush_marked(s, mode)
+        else:
+            for i in range(TLB_SIZE):
+                clear_entry(cython.address(s.tlb[mode][i]), i)
+            s.tlb_dirty[mode] = 0
         for i in range(TLB_MARKS // 8):
-            if not keep_global or s.tlb_local[mode][i]:
-                flush_marked(s, mode, i, keep_global)
-        s.tlb_dirty[mode] = keep_global
+            s.tlb_local[mode][i] = 0
     clear_jumps(s, keep_global)
 
 
-def flush_marked(s, mode, word, keep_global):
-    """Drop the entries of 8 groups: all, or those that are not global in the groups that may have such."""
-    marks: uint64_t = s.tlb_local[mode][word]
+def flush_marked(s, mode):
+    """Drop what is not global: only marked groups have such entries."""
+    word: uint64_t
+    marks: uint64_t
+    first: uint64_t
     i: uint64_t
-    for i in range(word * 64, word * 64 + 64):
-        if not keep_global or (marks >> (i & 56) & 1 and not s.tlb[mode][i].info & TLB_GLOBAL):
-            clear_entry(cython.address(s.tlb[mode][i]), i)
-    s.tlb_local[mode][word] = 0
+    for word in range(TLB_MARKS // 8):
+        marks = s.tlb_local[mode][word]
+        first = word * 64
+        while marks:
+            if marks & 1:
+                for i in range(first, first + 8):
+                    if s.tlb[mode][i].info & TLB_GLOBAL == 0:
+                        clear_entry(cython.address(s.tlb[mode][i]), i)
+            marks >>= 8
+            first += 8
 
 
 def tlb_flush_page(s, va):
