@@ -68,6 +68,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SEG_UNUSABLE,
     SEG_WRITABLE,
     SS,
+    STLB_BITS,
     STLB_KEYS,
     STLB_SIZE,
     TLB_GLOBAL,
@@ -374,7 +375,7 @@ def empty_tag(index):
 
 
 def stlb_entry(s, mode, page):
-    return cython.address(s.stlb[mode][((page >> 12) + (page >> 25)) & (STLB_SIZE - 1)])
+    return cython.address(s.stlb[mode][((page >> 12) + (page >> (12 + STLB_BITS))) & (STLB_SIZE - 1)])
 
 
 def refill(s, page, access, mode):

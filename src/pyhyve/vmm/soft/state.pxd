@@ -153,7 +153,8 @@ cdef enum:
     TLB_BITS = 10
     TLB_SIZE = 1024
     TLB_MARKS = 128        # one a group of eight entries
-    STLB_SIZE = 8192
+    STLB_BITS = 14
+    STLB_SIZE = 16384
     STLB_KEYS = 0xFFFF
     NO_KEY = 1             # nothing is filed under it, nor under 0
     WALKS = 256
@@ -463,7 +464,7 @@ cdef struct CpuState:
     uint64_t self                    # address of this struct
     JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
-    StlbEntry stlb[3][8192]          # [MMU_MODES][STLB_SIZE]
+    StlbEntry stlb[3][16384]         # [MMU_MODES][STLB_SIZE]
     uint32_t stlb_key[2]             # of the lower and the upper half of the addresses; others may set them to NO_KEY
     uint32_t stlb_last               # the key that was given last
     uint32_t stlb_local              # the upper half has entries that are not global

@@ -46,7 +46,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     xchg,
 )
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
-from cython.cimports.pyhyve.vmm.soft.state import MMU_MODES, MODE_SLOTS, RSP, TLB_SIZE
+from cython.cimports.pyhyve.vmm.soft.state import MMU_MODES, MODE_SLOTS, RSP, STLB_BITS, TLB_SIZE
 
 
 def off(s, field):
@@ -186,8 +186,8 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     store_gs(a, T1, off(s, cython.address(s.kept[1])))
     movzx16(a, HRCX, T1)
     lea(a, 1, HRCX, HRCX, T0, 0, 0)
-    rorx(a, T1, T0, 12)  # the entry, times 32: mmu.stlb_index
-    rorx(a, T2, T0, 25)
+    rorx(a, T1, T0, 12)  # its entry, times 32: mmu.stlb_entry
+    rorx(a, T2, T0, 12 + STLB_BITS)
     lea(a, 1, T1, T1, T2, 0, 0)
     pdep_gs(a, T1, T1, off(s, cython.address(s.mask_stlb)))
     op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb)
