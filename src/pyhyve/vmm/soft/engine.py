@@ -81,7 +81,6 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SS,
     JUMP_SETS,
     STLB_SIZE,
-    TLB_MARKS,
     TLB_SIZE,
     CpuState,
     Engine,
@@ -557,7 +556,6 @@ class SoftCpu:
         s.engine = machine.e
         s.mask_index = (TLB_SIZE - 1) << 12
         s.mask_high = ~cython.cast(uint64_t, 0xFFF)
-        s.mask_mark = (TLB_MARKS - 1) << 15
         s.mask_half = cython.cast(uint64_t, 1) << 63
         s.mask_jump = (JUMP_SETS - 1) << 5
         s.mask_stlb = (STLB_SIZE - 1) << 5

@@ -393,7 +393,6 @@ def refill(s, page, access, mode):
     t.info = f.info
     t.addend = f.addend
     t.read_tag = page
-    mark_local(s, mode, index)
     if access == ACCESS_WRITE:
         t.write_tag = page
         fence(ATOMIC)
@@ -508,7 +507,7 @@ def clear_entry(t, index):
 
 
 def mark_local(s, mode, index):
-    """A change of CR3 must look at this entry."""
+    """A change of CR3 must look at this entry, which may leave for the second TLB and come back before."""
     cython.cast(cython.pointer[uint8_t], cython.address(s.tlb_local[mode][0]))[index >> 3] = 1
 
 

@@ -394,7 +394,6 @@ cdef struct CpuState:
     uint64_t kept[2]                 # registers, while the second TLB is looked at
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
-    uint64_t mask_mark
     uint64_t mask_half
     uint64_t mask_jump               # and for PDEP
     uint64_t mask_stlb

@@ -204,12 +204,6 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     found = short_fwd(a, 0xE3)
     jmp_to(a, miss)
     land_short(a, found)
-    pext_gs(a, HRCX, T0, off(s, cython.address(s.mask_mark)))
-    e8(a, 0x65)  # mov byte [gs:rcx + tlb_local], 1
-    e8(a, 0xC6)
-    e8(a, 0x81)
-    e32(a, off(s, cython.address(s.tlb_local[mode][0])))
-    e8(a, 1)
     _first_entry(a, s)
     op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb + 16)
     op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb + 24)
