@@ -165,7 +165,9 @@ def test_a_store_finds_a_page_that_went_elsewhere_there(run: Run, one: int) -> N
 
 
 def test_a_global_page_of_the_kernel_is_kept(run: Run) -> None:
-    guest = run(remap(GLOBAL, RELOAD, f"mov (%rbx), %rax; mov %rax, {DATA}", "mov (%rsi), %rax"), one=UPPER, bits=GLOBAL)
+    guest = run(
+        remap(GLOBAL, RELOAD, f"mov (%rbx), %rax; mov %rax, {DATA}", "mov (%rsi), %rax"), one=UPPER, bits=GLOBAL
+    )
     assert guest.word(0) == 5
 
 
@@ -277,8 +279,8 @@ def test_a_watched_page_is_in_neither_tlb(run: Run) -> None:
 
 
 def test_keys_may_come_round(run: Run) -> None:
-    # Each load of CR3 takes a new key, of which there are fewer than 65536. 511 pages are filed under one of the first; when
-    # it is that one's turn again, one of them after the other is looked at.
+    # Each load of CR3 takes a new key, of which there are fewer than 65536. 511 pages are filed under one of the first;
+    # when it is that one's turn again, one of them after the other is looked at.
     guest = run(f"""
         mov $511, %ecx
     1:  movq ${FIRST:#x}+7, TABLE(,%rcx,8)

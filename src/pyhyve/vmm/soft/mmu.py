@@ -4,10 +4,13 @@ Documents: Intel SDM Vol. 3A chapter 4 (paging: 32-bit with 4 MiB pages, PAE, 4-
 (accessed and dirty flags), 4.10 (TLBs); 10.4.1 (the local APIC's page).
 
 A linear address is looked up in the TLB of the rights it is used with (``s.tlb[MMU_*]``). Emitted code does that
-inline; on a miss it calls ``tlb_fill``, helpers call ``mem_read`` and ``mem_write``, and all of them end in ``lookup``,
-which walks the page tables, checks rights, sets the accessed and dirty flags and fills the TLB. A page has a write tag
-only while it is writable RAM, its dirty flag is set and no code has been translated from it; every other store comes
-here.
+inline; on a miss it asks the second TLB (``s.stlb``, a stub) and then calls ``tlb_fill``, helpers call ``mem_read`` and
+``mem_write``, and all of them end in ``lookup``, which asks the second TLB too, and then walks the page tables, checks
+rights, sets the accessed and dirty flags and fills both TLBs. A page has a write tag only while it is writable RAM, its
+dirty flag is set and no code has been translated from it; every other store comes here.
+
+What the second TLB has counts under the key of its half of the addresses only: to drop everything is to take the key
+away. Where the upper levels of a page walk led is remembered too (``s.walks``), until a load of CR3 or INVLPG.
 
 What the TLB cannot hold (devices, stores to ROM, accesses that cross a page) runs on the bounce buffer of the vCPU,
 whose contents are gathered before the instruction and written out behind it by ``bounce_finish``. Reads of devices are
