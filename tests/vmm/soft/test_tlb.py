@@ -249,7 +249,7 @@ def test_a_page_that_became_code_is_not_written_unseen(run: Run) -> None:
 
 
 def test_a_watched_page_is_in_neither_tlb(run: Run) -> None:
-    # DR0 watches eight bytes of ONE for stores: each is told in DR6, also where the page was known before.
+    # DR0 watches eight bytes of ONE for stores: each raises #DB, also where the page was known before.
     guest = run(f"""
         lea 1f(%rip), %rax
         mov %ax, 0x2010

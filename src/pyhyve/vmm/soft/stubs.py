@@ -46,7 +46,15 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     xchg,
 )
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
-from cython.cimports.pyhyve.vmm.soft.state import MMU_MODES, MODE_SLOTS, RSP, STLB_BITS, TLB_SIZE
+from cython.cimports.pyhyve.vmm.soft.state import (
+    MMU_MODES,
+    MODE_SLOTS,
+    RSP,
+    STLB_BITS,
+    TLB_SIZE,
+    StlbEntry,
+    TlbEntry,
+)
 
 
 def off(s, field):
@@ -180,8 +188,9 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     """
     miss: uint64_t
     found: cython.pointer(uint8_t)
-    tlb: uint64_t = off(s, cython.address(s.tlb[mode][0]))
-    stlb: uint64_t = off(s, cython.address(s.stlb[mode][0]))
+    entry: cython.pointer(StlbEntry) = cython.address(s.stlb[mode][0])
+    first: cython.pointer(TlbEntry) = cython.address(s.tlb[mode][0])
+    key: uint64_t = off(s, cython.address(entry.write_key) if write else cython.address(entry.key))
     store_gs(a, HRCX, off(s, cython.address(s.kept[0])))
     store_gs(a, T1, off(s, cython.address(s.kept[1])))
     movzx16(a, HRCX, T1)
@@ -190,7 +199,7 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     rorx(a, T2, T0, 12 + STLB_BITS)
     lea(a, 1, T1, T1, T2, 0, 0)
     pdep_gs(a, T1, T1, off(s, cython.address(s.mask_stlb)))
-    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.page)))
     not_(a, T2)
     lea(a, 1, HRCX, HRCX, T2, 0, 0)
     pext_gs(a, HRCX, HRCX, off(s, cython.address(s.mask_high)))
@@ -200,29 +209,30 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     load_gs(a, T1, off(s, cython.address(s.kept[1])))
     jmp_to(a, slow)
     land_short(a, found)
-    _compare_key(a, s, stlb + (28 if write else 24))
+    _compare_key(a, s, key)
     found = short_fwd(a, 0xE3)
     jmp_to(a, miss)
     land_short(a, found)
     _first_entry(a, s)
-    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb + 16)
-    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb + 24)
-    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb + 8)
-    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb + 16)
-    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb)
-    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.info)))
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.info)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.addend)))
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.addend)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.page)))
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.read_tag)))
     if write:
-        op_gs_index(a, 1, 0x87, T2, HRCX, 2, tlb + 8)  # xchg: seen by all before the key is read
-        _compare_key(a, s, stlb + 28)
+        # xchg: seen by all before the key is read
+        op_gs_index(a, 1, 0x87, T2, HRCX, 2, off(s, cython.address(first.write_tag)))
+        _compare_key(a, s, key)
         found = short_fwd(a, 0xE3)
         _first_entry(a, s)
-        op_gs_index(a, 1, 0x8B, T2, HRCX, 2, tlb)
-        _store_empty(a, tlb)
+        op_gs_index(a, 1, 0x8B, T2, HRCX, 2, off(s, cython.address(first.read_tag)))
+        _store_empty(a, s, first)
         jmp_to(a, miss)
         land_short(a, found)
     else:
-        _store_empty(a, tlb)
-    op_gs_index(a, 1, 0x8B, T2, T1, 0, stlb + 8)
+        _store_empty(a, s, first)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.addend)))
     load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
     e8(a, 0xC3)
 
@@ -251,10 +261,10 @@ def _first_entry(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.
 @cython.cfunc
 @cython.nogil
 @cython.exceptval(check=False)
-def _store_empty(a: cython.pointer(Asm), tlb: uint64_t) -> cython.void:
-    """The entry at RCX for page T2 gets a write tag that no address of this entry has."""
+def _store_empty(a: cython.pointer(Asm), s: cython.pointer(CpuState), first: cython.pointer(TlbEntry)) -> cython.void:
+    """The entry at RCX for page T2 gets a write tag that no address has which belongs there."""
     lea(a, 1, T2, T2, NO_REG, 0, TLB_SIZE << 11)
-    op_gs_index(a, 1, 0x89, T2, HRCX, 2, tlb + 8)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.write_tag)))
 
 
 def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
