@@ -148,6 +148,8 @@ cdef uint32_t current_key(CpuState *s, uint64_t page) noexcept nogil
 cdef void drop_key(CpuState *s, uint64_t half) noexcept nogil
 cdef uint32_t page_flags(CpuState *s, int mode, uint64_t rights, uint64_t entry, uint32_t size) noexcept nogil
 cdef WalkEntry *walk_entry(CpuState *s, uint64_t va) noexcept nogil
+cdef int long_walk(CpuState *s, uint64_t va, int access, int mode, bint quiet, uint64_t *gpa,
+                   uint32_t *flags) noexcept nogil
 cdef bint short_walk(CpuState *s, uint64_t va, int access, int mode, uint64_t *gpa, uint32_t *flags) noexcept nogil
 cdef void note_large(CpuState *s, uint64_t va, uint32_t flags) noexcept nogil
 cdef bint maybe_large(CpuState *s, uint64_t va, int shift) noexcept nogil

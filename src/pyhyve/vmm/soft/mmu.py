@@ -195,9 +195,9 @@ def walk_entry(s, va):
 
 
 def short_walk(s, va, access, mode, gpa, flags):
-    """A walk whose upper levels are known (SDM Vol. 3A 4.10.3). False: it takes a whole one.
+    """A walk whose upper levels are known (SDM Vol. 3A 4.10.3). False: it takes a long one.
 
-    That also finds the faults, and sets accessed and dirty flags.
+    That also finds the faults, and sets accessed and dirty flags. With paging off nothing is known.
     """
     w: cython.pointer[WalkEntry] = walk_entry(s, va)
     entry: uint64_t = w.entry
@@ -221,6 +221,12 @@ def short_walk(s, va, access, mode, gpa, flags):
 
 
 def walk(s, va, access, mode, quiet, gpa, flags):
+    if not quiet and short_walk(s, va, access, mode, gpa, flags):
+        return DONE
+    return long_walk(s, va, access, mode, quiet, gpa, flags)
+
+
+def long_walk(s, va, access, mode, quiet, gpa, flags):
     e: cython.pointer[Engine] = s.engine
     w: cython.pointer[WalkEntry]
     above: uint64_t = 0
@@ -245,8 +251,6 @@ def walk(s, va, access, mode, quiet, gpa, flags):
     if (s.cr0 & CR0_PG) == 0:
         gpa[0] = va & LOW32
         flags[0] = PAGE_WRITABLE | PAGE_USER
-        return DONE
-    if not quiet and short_walk(s, va, access, mode, gpa, flags):
         return DONE
     if s.efer & EFER_LMA and not is_canonical(va):
         return FAULT if quiet else gp(s, 0)
