@@ -325,6 +325,68 @@ code_end:
     lock incl DATA + 12
     jmp 5b
 8:  ret
+.elseif TEST == 9               # fresh pages of code, written here while others begin to run it; each store finds another
+    test %ebp, %ebp             # page where the last one was in the TLB
+    jnz 5f
+    mov $1, %ebx
+1:  mov %ebx, %edi
+    shl $12, %edi
+    add $PLAYGROUND, %edi
+    mov $0x80, %ecx
+2:  movb $0xB8, (%rdi)          # mov $0, %eax; ret
+    movl $0, 1(%rdi)
+    movb $0xC3, 5(%rdi)
+    add $16, %rdi
+    dec %ecx
+    jnz 2b
+    sub $0x800, %rdi
+    mov %ebx, FLAG
+    mov $0x80, %ecx
+3:  mov %ecx, 0x400800(%rdi)
+    mov %ebx, 1(%rdi)
+    add $16, %rdi
+    dec %ecx
+    jnz 3b
+    mov %ebx, ACK
+4:  pause
+    mov DATA, %eax
+    cmp $CPUS - 1, %eax
+    jne 4b
+    movl $0, DATA
+    inc %ebx
+    cmp $ROUNDS, %ebx
+    jne 1b
+    movl $-1, FLAG
+    ret
+5:  xor %esi, %esi
+6:  pause
+    mov FLAG, %edx
+    cmp %esi, %edx
+    je 6b
+    mov %edx, %esi
+    cmp $-1, %edx
+    je 8f
+    mov %esi, %edi
+    shl $12, %edi
+    add $PLAYGROUND, %edi
+7:  call *%rdi                  # some of it, while it changes
+    lea 0x300(%rdi), %rax
+    call *%rax
+    cmp ACK, %esi
+    jne 7b
+    xor %eax, %eax
+    cpuid                       # serialize (SDM Vol. 3A 9.1.3)
+    mov $0x80, %r8d
+9:  call *%rdi
+    cmp %esi, %eax
+    je 1f
+    lock incl DATA + 12
+1:  add $16, %rdi
+    dec %r8d
+    jnz 9b
+    lock incl DATA
+    jmp 6b
+8:  ret
 .endif
 
 .code16

@@ -14,7 +14,7 @@ from pyhyve.vmm.api import ApicMode, Capability, Chip, Hypervisor, VirtualCpu
 from pyhyve.vmm.exits import Bogus, Exit, SpindownCpu, SpinupAp, Suspended, SuspendReason
 from tests.guests import DATA, Guest, assemble, boot_guest, is_end
 
-LOCKS, INTERRUPTS, SHOOTDOWN, CROSS_CODE, LIVE_PATCH, FRESH_CODE, RESTART, ORDER = range(1, 9)
+LOCKS, INTERRUPTS, SHOOTDOWN, CROSS_CODE, LIVE_PATCH, FRESH_CODE, RESTART, ORDER, NEW_CODE = range(1, 10)
 ORG = 0x10000
 
 
@@ -118,6 +118,10 @@ def test_code_that_changes_under_a_running_processor_is_never_a_mixture(party: t
 
 def test_fresh_pages_of_code_are_seen_by_all(party: type) -> None:
     assert party(FRESH_CODE, 500).run()[3] == 0
+
+
+def test_code_that_begins_to_run_while_it_is_written_is_run_as_written_in_the_end(party: type) -> None:
+    assert party(NEW_CODE, 500).run()[3] == 0
 
 
 def test_a_processor_can_be_stopped_by_init_and_started_again(party: type) -> None:

@@ -79,8 +79,9 @@ cdef struct Stubs:
     uint64_t exit_event      # T0 = page offset to go on at
     uint64_t exit_helper     # T0 = page offset, T1 = Insn *
     uint64_t exit_raise      # T0 = page offset, T1 = vector
-    uint64_t span            # T0 = linear address, T1 = what; returns T2, and 0 in T1 if all of the span is there
     uint64_t slow            # T0 = linear (or effective) address, T1 = what; returns T2
+    uint64_t refill[3][2]    # the same by MMU_*, for a load and a store: looks at the second TLB first
+    uint64_t span[3][2]      # the same for a span; never fails: 0 in T1 if all of the span is there
     uint64_t finish          # after a store
     uint64_t host_fault
     uint64_t jump[8]         # T0 = linear target; jump cache of each mode slot

@@ -61,6 +61,7 @@ from cython.cimports.pyhyve.vmm.soft.mmu import (
     linear,
     lookup,
     ram_host,
+    refill,
     tlb_fill,
 )
 from cython.cimports.pyhyve.vmm.soft.native import native
@@ -315,7 +316,9 @@ def span_access(s, va, what):
         if lookup(s, va, ACCESS_READ, s.mmu_mode, cython.address(host), cython.address(gpa)) != DONE:
             s.exc_pending = 0
             return 0
-    if t.read_tag != page or (what >> 16 & ACCESS_WRITE and t.write_tag != page):
+    if t.read_tag != page:
+        return 0
+    if what >> 16 & ACCESS_WRITE and t.write_tag != page and not refill(s, page, ACCESS_WRITE, s.mmu_mode):
         return 0
     s.slow_status = DONE
     return t.addend

@@ -136,6 +136,20 @@ cdef inline void xchg(Asm *a, uint32_t first, uint32_t second) noexcept nogil:
     e8(a, 0xC0 | ((second & 7) << 3) | (first & 7))
 
 
+cdef inline void movzx16(Asm *a, uint32_t dst, uint32_t src) noexcept nogil:
+    """movzx dst32, src16"""
+    rex(a, 0, dst, 0, src)
+    e8(a, 0x0F)
+    e8(a, 0xB7)
+    e8(a, 0xC0 | ((dst & 7) << 3) | (src & 7))
+
+
+cdef inline void not_(Asm *a, uint32_t reg) noexcept nogil:
+    rex(a, 1, 0, 0, reg)
+    e8(a, 0xF7)
+    e8(a, 0xD0 | (reg & 7))
+
+
 cdef inline void mov_imm32(Asm *a, uint32_t dst, uint64_t value) noexcept nogil:
     """mov dst32, value: zero-extends"""
     if dst >= 8:

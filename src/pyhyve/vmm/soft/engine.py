@@ -81,6 +81,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_NMI,
     SS,
     JUMP_SETS,
+    STLB_SIZE,
     TLB_SIZE,
     CpuState,
     Engine,
@@ -556,7 +557,9 @@ class SoftCpu:
         s.engine = machine.e
         s.mask_index = (TLB_SIZE - 1) << 12
         s.mask_high = ~cython.cast(uint64_t, 0xFFF)
+        s.mask_half = cython.cast(uint64_t, 1) << 63
         s.mask_jump = (JUMP_SETS - 1) << 5
+        s.mask_stlb = (STLB_SIZE - 1) << 5
         s.mask_bits[0] = 7
         s.mask_bits[1] = 15
         s.mask_bits[2] = 31

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from pyhyve.vmm.soft.insn cimport Insn
-from pyhyve.vmm.soft.state cimport CpuState, Engine, TlbEntry
+from pyhyve.vmm.soft.state cimport CpuState, Engine, StlbEntry, TlbEntry, WalkEntry
 
 
 cdef extern from *:
@@ -37,6 +37,7 @@ cdef enum:
     FRAME32 = 0xFFFFF000
     FRAME_4M = 0xFFC00000
     PDPT_BASE = 0xFFFFFFE0
+    OFFSET_2M = 0x1FFFFF
     GOLDEN = 0x9E3779B1          # 2^32 over the golden ratio, for hashing
 
     # Paging-structure entries (SDM Vol. 3A 4.3-4.5).
@@ -138,7 +139,19 @@ cdef bint overwrites_code(CpuState *s, uint64_t host, uint64_t gpa, uint32_t siz
 cdef void wrote_memory(CpuState *s, uint64_t gpa, uint32_t size) noexcept nogil
 cdef void clear_entry(TlbEntry *t, uint64_t index) noexcept nogil
 cdef bint writable_now(CpuState *s, int mode, uint64_t va) noexcept nogil
-cdef void note_local(CpuState *s, int mode, uint64_t index) noexcept nogil
+cdef void mark_local(CpuState *s, int mode, uint64_t index) noexcept nogil
+cdef void flush_marked(CpuState *s, int mode) noexcept nogil
+cdef uint64_t empty_tag(uint64_t index) noexcept nogil
+cdef StlbEntry *stlb_entry(CpuState *s, int mode, uint64_t page) noexcept nogil
+cdef bint refill(CpuState *s, uint64_t page, int access, int mode) noexcept nogil
+cdef int fill(CpuState *s, uint64_t va, int access, int mode, uint64_t *host, uint64_t *gpa) noexcept nogil
+cdef uint32_t current_key(CpuState *s, uint64_t page) noexcept nogil
+cdef void drop_key(CpuState *s, uint64_t half) noexcept nogil
+cdef uint32_t page_flags(CpuState *s, int mode, uint64_t rights, uint64_t entry, uint32_t size) noexcept nogil
+cdef WalkEntry *walk_entry(CpuState *s, uint64_t va) noexcept nogil
+cdef int long_walk(CpuState *s, uint64_t va, int access, int mode, bint quiet, uint64_t *gpa,
+                   uint32_t *flags) noexcept nogil
+cdef bint short_walk(CpuState *s, uint64_t va, int access, int mode, uint64_t *gpa, uint32_t *flags) noexcept nogil
 cdef void note_large(CpuState *s, uint64_t va, uint32_t flags) noexcept nogil
 cdef bint maybe_large(CpuState *s, uint64_t va, int shift) noexcept nogil
 cdef uint32_t large_hash(uint64_t va, int shift) noexcept nogil

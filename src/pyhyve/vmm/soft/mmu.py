@@ -4,10 +4,13 @@ Documents: Intel SDM Vol. 3A chapter 4 (paging: 32-bit with 4 MiB pages, PAE, 4-
 (accessed and dirty flags), 4.10 (TLBs); 10.4.1 (the local APIC's page).
 
 A linear address is looked up in the TLB of the rights it is used with (``s.tlb[MMU_*]``). Emitted code does that
-inline; on a miss it calls ``tlb_fill``, helpers call ``mem_read`` and ``mem_write``, and all of them end in ``lookup``,
-which walks the page tables, checks rights, sets the accessed and dirty flags and fills the TLB. A page has a write tag
-only while it is writable RAM, its dirty flag is set and no code has been translated from it; every other store comes
-here.
+inline; on a miss it asks the second TLB (``s.stlb``, a stub) and then calls ``tlb_fill``, helpers call ``mem_read`` and
+``mem_write``, and all of them end in ``lookup``, which asks the second TLB too, and then walks the page tables, checks
+rights, sets the accessed and dirty flags and fills both TLBs. A page has a write tag only while it is writable RAM, its
+dirty flag is set and no code has been translated from it; every other store comes here.
+
+What the second TLB has counts under the key of its half of the addresses only: to drop everything is to take the key
+away. Where the upper levels of a page walk led is remembered too (``s.walks``), until a load of CR3 or INVLPG.
 
 What the TLB cannot hold (devices, stores to ROM, accesses that cross a page) runs on the bounce buffer of the vCPU,
 whose contents are gathered before the instruction and written out behind it by ``bounce_finish``. Reads of devices are
@@ -56,6 +59,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_ALIGN,
     MODE_CODE64,
     MODE_PROTECTED,
+    NO_KEY,
     PF_FETCH,
     PF_PRESENT,
     PF_RESERVED,
@@ -67,13 +71,21 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SEG_UNUSABLE,
     SEG_WRITABLE,
     SS,
+    STLB_BITS,
+    STLB_KEYS,
+    STLB_SIZE,
     TLB_GLOBAL,
-    TLB_LOCALS,
+    TLB_MARKS,
     TLB_SIZE,
+    WALKS,
     Engine,
     MemoryRegion,
+    StlbEntry,
     TlbEntry,
+    WalkEntry,
     __atomic_compare_exchange_n,
+    __atomic_exchange_n,
+    __atomic_load_n,
     gp,
     is_canonical,
     raise_fault,
@@ -167,8 +179,58 @@ def permitted(s, access, mode, rights, nx):
     return access != ACCESS_WRITE or (rights & PTE_W) != 0 or (s.cr0 & CR0_WP) == 0
 
 
+def page_flags(s, mode, rights, entry, size):
+    result: uint32_t = size
+    if rights & PTE_U:
+        result |= PAGE_USER
+    if entry & PTE_G and s.cr4 & CR4_PGE:
+        result |= PAGE_GLOBAL
+    if entry & PTE_D and permitted(s, ACCESS_WRITE, mode, rights, False):
+        result |= PAGE_WRITABLE
+    return result
+
+
+def walk_entry(s, va):
+    return cython.address(s.walks[(va >> 21) & (WALKS - 1)])
+
+
+def short_walk(s, va, access, mode, gpa, flags):
+    """A walk whose upper levels are known (SDM Vol. 3A 4.10.3). False: it takes a long one.
+
+    That also finds the faults, and sets accessed and dirty flags. With paging off nothing is known.
+    """
+    w: cython.pointer[WalkEntry] = walk_entry(s, va)
+    entry: uint64_t = w.entry
+    rights: uint64_t = w.rights
+    nx: cython.bint = w.nx
+    if w.region != va >> 21 or w.key != s.walk_key:
+        return False
+    if w.table:
+        entry = load64(cython.cast(cython.pointer[uint64_t], w.table) + ((va >> 12) & 0x1FF), ATOMIC)
+        if (entry & (PTE_P | PTE_A)) != PTE_P | PTE_A or entry & w.reserved:
+            return False
+        rights &= entry
+        nx = nx or (entry >> NX_SHIFT) != 0
+        gpa[0] = (entry & FRAME) | (va & PAGE_OFFSET)
+    else:
+        gpa[0] = (entry & FRAME) | (va & OFFSET_2M)
+    if (access == ACCESS_WRITE and (entry & PTE_D) == 0) or not permitted(s, access, mode, rights, nx):
+        return False
+    flags[0] = page_flags(s, mode, rights, entry, w.size)
+    return True
+
+
 def walk(s, va, access, mode, quiet, gpa, flags):
+    if not quiet and short_walk(s, va, access, mode, gpa, flags):
+        return DONE
+    return long_walk(s, va, access, mode, quiet, gpa, flags)
+
+
+def long_walk(s, va, access, mode, quiet, gpa, flags):
     e: cython.pointer[Engine] = s.engine
+    w: cython.pointer[WalkEntry]
+    above: uint64_t = 0
+    nx_above: cython.bint = False
     address: uint64_t[4]
     entries: uint64_t[4]
     entry: uint64_t
@@ -177,7 +239,7 @@ def walk(s, va, access, mode, quiet, gpa, flags):
     reserved: uint64_t
     offset_mask: uint64_t
     bits: uint64_t
-    result: uint32_t
+    result: uint32_t  # PAGE_LARGE, PAGE_HUGE or 0
     size: uint32_t
     shift: cython.int
     level: cython.int
@@ -222,6 +284,8 @@ def walk(s, va, access, mode, quiet, gpa, flags):
                     return page_fault(s, va, access, mode, quiet, 0)
                 if entry & reserved:
                     return page_fault(s, va, access, mode, quiet, PF_PRESENT | PF_RESERVED)
+                above = rights
+                nx_above = nx
                 rights &= entry
                 nx = nx or (entry >> NX_SHIFT) != 0
                 if shift == 12:
@@ -275,13 +339,23 @@ def walk(s, va, access, mode, quiet, gpa, flags):
             if not (ok and mark_entry(s, address[level], size, entry, bits)) and tries < WALK_TRIES:
                 continue  # somebody changed an entry meanwhile
             entry |= bits
-        if rights & PTE_U:
-            result |= PAGE_USER
-        if entry & PTE_G and s.cr4 & CR4_PGE:
-            result |= PAGE_GLOBAL
-        if entry & PTE_D and permitted(s, ACCESS_WRITE, mode, rights, False):
-            result |= PAGE_WRITABLE
-        flags[0] = result
+            if size == 8:
+                w = walk_entry(s, va)
+                w.region = va >> 21
+                w.key = s.walk_key
+                w.reserved = reserved
+                w.size = result
+                w.table = 0
+                w.rights = rights
+                w.nx = nx
+                w.entry = (gpa[0] & FRAME & ~cython.cast(uint64_t, OFFSET_2M)) | (entry & PAGE_OFFSET)
+                if result == 0:
+                    w.table = ram_host(e, table, False)
+                    w.rights = above
+                    w.nx = nx_above
+                    if w.table == 0:
+                        w.key = 0
+        flags[0] = page_flags(s, mode, rights, entry, result)
         return DONE
 
 
@@ -293,61 +367,139 @@ def lookup(s, va, access, mode, host, gpa):
 
     ``access`` is ACCESS_READ or ACCESS_WRITE. Fills the TLB. The caller looks for translated code before it writes.
     """
-    index: uint64_t = (va >> 12) & (TLB_SIZE - 1)
-    t: cython.pointer[TlbEntry] = cython.address(s.tlb[mode][index])
-    e: cython.pointer[Engine] = s.engine
+    t: cython.pointer[TlbEntry] = cython.address(s.tlb[mode][(va >> 12) & (TLB_SIZE - 1)])
     page: uint64_t = va - (va & PAGE_OFFSET)
+    if (t.write_tag if access == ACCESS_WRITE else t.read_tag) != page and not refill(s, page, access, mode):
+        return fill(s, va, access, mode, host, gpa)
+    host[0] = va + t.addend
+    gpa[0] = (t.info & FRAME) | (va & PAGE_OFFSET)
+    return DONE
+
+
+def empty_tag(index):
+    """A tag for entry ``index`` that no address has which belongs there."""
+    return (index ^ (TLB_SIZE // 2)) << 12
+
+
+def stlb_entry(s, mode, page):
+    return cython.address(s.stlb[mode][((page >> 12) + (page >> (12 + STLB_BITS))) & (STLB_SIZE - 1)])
+
+
+def refill(s, page, access, mode):
+    """Copy a page's entry from the second TLB to the first, as emitted code does by itself. False: it is not there.
+
+    A load does not bring the write tag back, for that has its price: see ``tlb_protect``.
+    """
+    index: uint64_t = (page >> 12) & (TLB_SIZE - 1)
+    t: cython.pointer[TlbEntry] = cython.address(s.tlb[mode][index])
+    f: cython.pointer[StlbEntry] = stlb_entry(s, mode, page)
+    key: uint32_t = __atomic_load_n(cython.address(s.stlb_key[page >> 63]), ATOMIC)
+    if f.page != page or (f.write_key if access == ACCESS_WRITE else f.key) != key:
+        return False
+    t.write_tag = empty_tag(index)
+    t.info = f.info
+    t.addend = f.addend
+    t.read_tag = page
+    if access == ACCESS_WRITE:
+        t.write_tag = page
+        fence(ATOMIC)
+        if __atomic_load_n(cython.address(s.stlb_key[page >> 63]), ATOMIC) != key:
+            t.write_tag = empty_tag(index)
+            return False
+    return True
+
+
+def fill(s, va, access, mode, host, gpa):
+    """Walk, and fill both TLBs."""
+    index: uint64_t = (va >> 12) & (TLB_SIZE - 1)
+    page: uint64_t = va - (va & PAGE_OFFSET)
+    t: cython.pointer[TlbEntry] = cython.address(s.tlb[mode][index])
+    f: cython.pointer[StlbEntry] = stlb_entry(s, mode, page)
+    e: cython.pointer[Engine] = s.engine
     flags: uint32_t = 0
     frame: uint64_t
     address: uint64_t
     info: uint64_t
-    empty: uint64_t
+    writable: cython.bint
 
-    if (t.write_tag if access == ACCESS_WRITE else t.read_tag) == page:
-        host[0] = va + t.addend
-        gpa[0] = (t.info & FRAME) | (va & PAGE_OFFSET)
-        return DONE
     if walk(s, va, access, mode, False, gpa, cython.address(flags)) != DONE:
         return FAULT
     frame = gpa[0] & FRAME
     host[0] = 0
     if is_apic(s, frame):
         return DONE
-    address = ram_host(e, frame, False)
+    address = ram_host(e, frame, True)
+    writable = address != 0 and flags & PAGE_WRITABLE != 0
     if address == 0:
-        return DONE
+        address = ram_host(e, frame, False)
+        if address == 0:
+            return DONE
+    if writable or access != ACCESS_WRITE:
+        host[0] = address + (va & PAGE_OFFSET)
 
     info = frame
     if flags & PAGE_GLOBAL:
         info |= TLB_GLOBAL
     else:
-        note_local(s, mode, index)
+        mark_local(s, mode, index)
+        if page >> 63:
+            s.stlb_local = 1
     if flags & (PAGE_LARGE | PAGE_HUGE):
         note_large(s, va, flags)
-    empty = (index ^ (TLB_SIZE // 2)) << 12
     s.tlb_dirty[mode] = 1
-    t.write_tag = empty
+    t.write_tag = empty_tag(index)
     t.info = info
     t.addend = address - page
     t.read_tag = page
-    if flags & PAGE_WRITABLE and ram_host(e, frame, True) != 0:
-        host[0] = address + (va & PAGE_OFFSET)
-        if not has_code(e, frame):
-            # Another vCPU may be translating from this page right now: it marks the page first and looks through
-            # the TLBs then, we fill first and look for the mark then; so one of us sees the other.
-            t.write_tag = page
+    f.page = page
+    f.addend = t.addend
+    f.info = info
+    f.key = current_key(s, page)
+    f.write_key = 0
+    if writable and not has_code(e, frame):
+        # Another vCPU may be translating from this page right now: it marks the page first and looks through the TLBs
+        # then, we fill first and look for the mark then; so one of us sees the other.
+        t.write_tag = page
+        f.write_key = f.key
+        if e.cpu_count > 1:
             fence(ATOMIC)
             if has_code(e, frame):
-                t.write_tag = empty
-    if access != ACCESS_WRITE:
-        host[0] = address + (va & PAGE_OFFSET)
+                t.write_tag = empty_tag(index)
+                f.write_key = 0
     if s.watch_count:
         watched: uint32_t = watched_page(s, page)
-        if watched & WATCH_READ:
-            t.read_tag = empty
         if watched:
-            t.write_tag = empty
+            f.key = f.write_key = 0
+        if watched & WATCH_READ:
+            t.read_tag = empty_tag(index)
+        if watched:
+            t.write_tag = empty_tag(index)
     return DONE
+
+
+def current_key(s, page):
+    """The key of this half of the addresses in the second TLB; a new one, if everything there has been dropped."""
+    half: uint64_t = page >> 63
+    key: uint32_t = __atomic_load_n(cython.address(s.stlb_key[half]), ATOMIC)
+    if key == NO_KEY:
+        if s.stlb_last == STLB_KEYS:
+            native.fill64(
+                cython.cast(cython.p_void, cython.address(s.stlb[0][0])),
+                0,
+                MMU_MODES * STLB_SIZE * cython.sizeof(StlbEntry) // 8,
+            )
+            s.stlb_last = NO_KEY
+            drop_key(s, 1 - half)
+        s.stlb_last += 1
+        key = s.stlb_last
+        __atomic_exchange_n(cython.address(s.stlb_key[half]), key, ATOMIC)
+    return key
+
+
+def drop_key(s, half):
+    """Drop all that the second TLB has of one half of the addresses."""
+    if __atomic_load_n(cython.address(s.stlb_key[half]), ATOMIC) != NO_KEY:
+        __atomic_exchange_n(cython.address(s.stlb_key[half]), NO_KEY, ATOMIC)
 
 
 def large_hash(va, shift):
@@ -357,17 +509,13 @@ def large_hash(va, shift):
 
 
 def clear_entry(t, index):
-    t.read_tag = t.write_tag = (index ^ (TLB_SIZE // 2)) << 12
+    t.read_tag = t.write_tag = empty_tag(index)
     t.info = 0
 
 
-def note_local(s, mode, index):
-    """Remember which entries a change of CR3 must drop."""
-    n: uint32_t = s.tlb_locals[mode]
-    if n < TLB_LOCALS:
-        s.tlb_local[mode][n] = cython.cast(uint16_t, index)
-    if n <= TLB_LOCALS:
-        s.tlb_locals[mode] = n + 1
+def mark_local(s, mode, index):
+    """A change of CR3 must look at this entry, which may leave for the second TLB and come back before."""
+    cython.cast(cython.pointer[uint8_t], cython.address(s.tlb_local[mode][0]))[index >> 3] = 1
 
 
 def note_large(s, va, flags):
@@ -391,6 +539,7 @@ def flush_region(s, va, shift):
             for i in range(TLB_SIZE):
                 if (s.tlb[mode][i].read_tag ^ va) >> shift == 0:
                     clear_entry(cython.address(s.tlb[mode][i]), i)
+    drop_key(s, va >> 63)
     if has_jumps_in(s, False, va, shift):
         clear_jumps_of(s, False, False)
     if has_jumps_in(s, True, va, shift):
@@ -401,6 +550,7 @@ def tlb_init(s):
     mode: cython.int
     for mode in range(MMU_MODES):
         s.tlb_dirty[mode] = 1
+    s.stlb_last = NO_KEY
     jumps_init(s)
     tlb_flush(s, False)
 
@@ -408,8 +558,12 @@ def tlb_init(s):
 def tlb_flush(s, keep_global):
     mode: cython.int
     i: uint64_t
-    n: uint64_t
     s.count_tlb_flush += 1
+    s.walk_key += 1
+    drop_key(s, 0)
+    if not keep_global or s.stlb_local:
+        drop_key(s, 1)
+        s.stlb_local = 0
     for i in range(8):
         s.tlb_large[0][0][i] = s.tlb_large[0][1][i] = 0
         if not keep_global:
@@ -417,18 +571,33 @@ def tlb_flush(s, keep_global):
     for mode in range(MMU_MODES):
         if not s.tlb_dirty[mode]:
             continue
-        if keep_global and s.tlb_locals[mode] <= TLB_LOCALS:
-            for n in range(s.tlb_locals[mode]):
-                i = s.tlb_local[mode][n]
-                if (s.tlb[mode][i].info & TLB_GLOBAL) == 0:
-                    clear_entry(cython.address(s.tlb[mode][i]), i)
+        if keep_global:
+            flush_marked(s, mode)
         else:
             for i in range(TLB_SIZE):
-                if not (keep_global and s.tlb[mode][i].info & TLB_GLOBAL):
-                    clear_entry(cython.address(s.tlb[mode][i]), i)
-            s.tlb_dirty[mode] = keep_global
-        s.tlb_locals[mode] = 0
+                clear_entry(cython.address(s.tlb[mode][i]), i)
+            s.tlb_dirty[mode] = 0
+        for i in range(TLB_MARKS // 8):
+            s.tlb_local[mode][i] = 0
     clear_jumps(s, keep_global)
+
+
+def flush_marked(s, mode):
+    """Drop what is not global: only marked groups have such entries."""
+    word: uint64_t
+    marks: uint64_t
+    first: uint64_t
+    i: uint64_t
+    for word in range(TLB_MARKS // 8):
+        marks = s.tlb_local[mode][word]
+        first = word * 64
+        while marks:
+            if marks & 1:
+                for i in range(first, first + 8):
+                    if s.tlb[mode][i].info & TLB_GLOBAL == 0:
+                        clear_entry(cython.address(s.tlb[mode][i]), i)
+            marks >>= 8
+            first += 8
 
 
 def tlb_flush_page(s, va):
@@ -437,6 +606,8 @@ def tlb_flush_page(s, va):
     mode: cython.int
     user: cython.int
     t: cython.pointer[TlbEntry]
+    f: cython.pointer[StlbEntry]
+    s.walk_key += 1  # INVLPG means the upper levels of all addresses
     if maybe_large(s, va, 30):
         flush_region(s, va, 30)
         return
@@ -447,6 +618,9 @@ def tlb_flush_page(s, va):
         t = cython.address(s.tlb[mode][index])
         if t.read_tag == page:
             clear_entry(t, index)
+        f = stlb_entry(s, mode, page)
+        if f.page == page:
+            f.key = f.write_key = 0
     # A block that begins on the page before may end on this one.
     for user in range(2):
         if has_jumps(s, user, page) or has_jumps(s, user, page - PAGE):
@@ -461,18 +635,20 @@ def tlb_protect(e, gpa):
     s: cython.pointer[CpuState]
     t: cython.pointer[TlbEntry]
     writers: uint32_t = 0
-    empty: uint64_t
-    fence(ATOMIC)  # the page's mark must be seen before its entries are looked for; see lookup
+    # The page's mark must be seen before its entries are looked for (see ``fill``), and the key be gone: who brings an
+    # entry back from the second TLB writes the tag first and looks at the key then.
+    fence(ATOMIC)
     for cpu in range(e.cpu_count):
         s = e.cpus[cpu]
+        drop_key(s, 0)
+        drop_key(s, 1)
         for mode in range(MMU_MODES):
             if not s.tlb_dirty[mode]:
                 continue
             for i in range(TLB_SIZE):
                 t = cython.address(s.tlb[mode][i])
-                empty = (i ^ (TLB_SIZE // 2)) << 12
-                if t.info & FRAME == page and t.write_tag != empty:
-                    t.write_tag = empty
+                if t.info & FRAME == page and (t.write_tag >> 12) & (TLB_SIZE - 1) == i:
+                    t.write_tag = empty_tag(i)
                     writers |= cython.cast(uint32_t, 1) << cpu
     return writers
 

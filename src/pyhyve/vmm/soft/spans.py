@@ -382,7 +382,7 @@ def emit_missing(x, cold):
         e32(a, 4097 - (cold.what & 0xFFFF))
         crosses = jcc_fwd(a, CC_AE)
     mov_imm32(a, T1, cold.what)
-    call_to(a, x.c.stubs.span)
+    call_to(a, x.c.stubs.span[x.mmu][1 if cold.what >> 16 & ACCESS_WRITE else 0])
     xchg(a, HRCX, T1)
     found = short_fwd(a, 0xE3)
     xchg(a, HRCX, T1)

@@ -152,7 +152,12 @@ cdef enum:
 
     TLB_BITS = 10
     TLB_SIZE = 1024
-    TLB_LOCALS = 128
+    TLB_MARKS = 128        # one a group of eight entries
+    STLB_BITS = 14
+    STLB_SIZE = 16384
+    STLB_KEYS = 0xFFFF
+    NO_KEY = 1             # nothing is filed under it, nor under 0
+    WALKS = 256
     JUMP_SETS = 4096
     JUMP_FILLS = 512
     MODE_SLOTS = 8
@@ -256,6 +261,27 @@ cdef enum:
     TLB_GLOBAL = 1
 
 
+cdef struct StlbEntry:
+    # Of the second TLB. It counts while `key` is the key of its half of the addresses
+    uint64_t page        # linear address
+    uint64_t addend
+    uint64_t info        # as in TlbEntry
+    uint32_t key
+    uint32_t write_key   # the same where the page has a write tag; else 0
+
+
+cdef struct WalkEntry:
+    # What the upper levels of a page walk came to, for the 2 MiB around a linear address
+    uint64_t key         # CpuState.walk_key of then
+    uint64_t region      # linear address >> 21
+    uint64_t table       # host address of the page table; 0 where a larger page is mapped
+    uint64_t entry       # then: its entry, with the address of these 2 MiB
+    uint64_t reserved    # which bits of an entry must be 0
+    uint64_t rights      # the AND of the entries above the page table
+    uint32_t nx          # execute-disable in one of them
+    uint32_t size        # PAGE_LARGE, PAGE_HUGE or 0 (mmu.pxd)
+
+
 cdef struct JumpEntry:
     uint64_t not_rip     # ~rip; 0 where empty
     uint64_t code
@@ -317,6 +343,7 @@ cdef struct CpuState:
     uint8_t xsave[4096]              # guest vector and x87 state while it is not in the host's registers (64-aligned)
     uint8_t bounce[4224]             # BOUNCE_SIZE: accesses that cross pages or touch devices (64-aligned)
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]; no entry lies in two lines of the host's cache
+    StlbEntry stlb[3][16384]         # [MMU_MODES][STLB_SIZE]
     JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
 
     uint64_t gpr[16]
@@ -369,9 +396,12 @@ cdef struct CpuState:
     ExitRecord held                  # an exit that waits until queued device writes have been told
     uint64_t scratch[4]
     uint64_t span[32]                # what finds the memory of each span of the block that runs (spans.py)
+    uint64_t kept[2]                 # registers, while the second TLB is looked at
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
+    uint64_t mask_half
     uint64_t mask_jump               # and for PDEP
+    uint64_t mask_stlb
     uint64_t mask_bits[4]            # 7, 15, 31, 63
 
     Segment segments[6]
@@ -436,6 +466,11 @@ cdef struct CpuState:
     Engine *engine
     void *lapic
     uint64_t self                    # address of this struct
+    uint32_t stlb_key[2]             # of the lower and the upper half of the addresses; others may set them to NO_KEY
+    uint32_t stlb_last               # the key that was given last
+    uint32_t stlb_local              # the upper half has entries that are not global
+    WalkEntry walks[256]             # WALKS
+    uint64_t walk_key
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]            # a jump cache has entries
     uint32_t jump_fills[8]           # how many of jump_filled count; JUMP_FILLS + 1: too many
@@ -450,8 +485,7 @@ cdef struct CpuState:
     uint8_t jump_user[8]             # a jump cache is for a mode of CPL 3
     # [global][upper half of the addresses]: filter of the 4 MiB and 1 GiB regions that have entries of large pages
     uint64_t tlb_large[2][2][8]
-    uint32_t tlb_locals[3]           # how many entries of tlb_local are filled; TLB_LOCALS + 1: too many
-    uint16_t tlb_local[3][128]       # indices of the entries that are not global
+    uint64_t tlb_local[3][16]        # TLB_MARKS bytes each: a group of entries may have some that are not global
 
     # Breakpoints and watchpoints, the debugger's and the guest's own (debug.pxd)
     uint32_t watch_hits              # HIT_*: the instruction that ran touched watched bytes

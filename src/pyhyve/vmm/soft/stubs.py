@@ -20,6 +20,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     cmp_gs32_zero,
     crc32,
     e8,
+    e16,
     e32,
     here,
     jcc_fwd,
@@ -33,14 +34,27 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov,
     mov_imm32,
     mov_imm64,
+    movzx16,
+    not_,
     op_gs_index,
     pdep_gs,
+    pext_gs,
+    rorx,
     short_fwd,
     store_gs,
     store_gs32,
     xchg,
 )
-from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP
+from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
+from cython.cimports.pyhyve.vmm.soft.state import (
+    MMU_MODES,
+    MODE_SLOTS,
+    RSP,
+    STLB_BITS,
+    TLB_SIZE,
+    StlbEntry,
+    TlbEntry,
+)
 
 
 def off(s, field):
@@ -75,15 +89,28 @@ def _store_caller_saved(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> 
 @cython.exceptval(check=False)
 def _load_caller_saved(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
     r: uint32_t
-    e8(a, 0x65)  # push qword [gs:flags_arith]; popfq
-    e8(a, 0xFF)
-    e8(a, 0x34)
-    e8(a, 0x25)
-    e32(a, off(s, cython.address(s.flags_arith)))
-    e8(a, 0x9D)
+    _load_flags(a, s)
     for r in range(10):
         if r != 3 and r != 4 and r != 5:
             load_gs(a, r, off(s, cython.address(s.gpr[r])))
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _load_flags(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    """The arithmetic flags. RAX and RCX are lost. POPF does it too, and takes ten times as long."""
+    load_gs32(a, 0, off(s, cython.address(s.flags_arith)))
+    e16(a, 0xC189)  # mov ecx, eax
+    e8(a, 0xC1)  # shr ecx, 11
+    e16(a, 0x0BE9)
+    e8(a, 0x83)  # and ecx, 1
+    e16(a, 0x01E1)
+    e8(a, 0xC1)  # shl eax, 8
+    e16(a, 0x08E0)
+    e8(a, 0x80)  # add cl, 127: OF
+    e16(a, 0x7FC1)
+    e8(a, 0x9E)  # sahf: the others
 
 
 @cython.cfunc
@@ -150,6 +177,99 @@ def _call_c(a: cython.pointer(Asm), s: cython.pointer(CpuState), function: uint6
     load_gs(a, 4, off(s, cython.address(s.stack_at)))
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint32_t, write: uint32_t, slow: uint64_t,
+                 span: cython.bint) -> cython.void:
+    """What a miss of the TLB calls: T0 address, T1 what -> T2 what to add to T0. No flag is touched.
+
+    The second TLB's entry for the page is copied to the first; without one ``slow`` does it all. For a store the write
+    tag comes last, and then the key is looked at once more: see ``mmu.tlb_protect``. For a span T1 is 0 then.
+    """
+    miss: uint64_t
+    found: cython.pointer(uint8_t)
+    entry: cython.pointer(StlbEntry) = cython.address(s.stlb[mode][0])
+    first: cython.pointer(TlbEntry) = cython.address(s.tlb[mode][0])
+    key: uint64_t = off(s, cython.address(entry.write_key) if write else cython.address(entry.key))
+    store_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    store_gs(a, T1, off(s, cython.address(s.kept[1])))
+    movzx16(a, HRCX, T1)
+    lea(a, 1, HRCX, HRCX, T0, 0, 0)
+    rorx(a, T1, T0, 12)  # its entry, times 32: mmu.stlb_entry
+    rorx(a, T2, T0, 12 + STLB_BITS)
+    lea(a, 1, T1, T1, T2, 0, 0)
+    pdep_gs(a, T1, T1, off(s, cython.address(s.mask_stlb)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.page)))
+    not_(a, T2)
+    lea(a, 1, HRCX, HRCX, T2, 0, 0)
+    pext_gs(a, HRCX, HRCX, off(s, cython.address(s.mask_high)))
+    found = short_fwd(a, 0xE3)
+    miss = here(a)
+    load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    load_gs(a, T1, off(s, cython.address(s.kept[1])))
+    jmp_to(a, slow)
+    land_short(a, found)
+    _compare_key(a, s, key)
+    found = short_fwd(a, 0xE3)
+    jmp_to(a, miss)
+    land_short(a, found)
+    _first_entry(a, s)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.info)))
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.info)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.addend)))
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.addend)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.page)))
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.read_tag)))
+    if write:
+        # xchg: seen by all before the key is read
+        op_gs_index(a, 1, 0x87, T2, HRCX, 2, off(s, cython.address(first.write_tag)))
+        _compare_key(a, s, key)
+        found = short_fwd(a, 0xE3)
+        _first_entry(a, s)
+        op_gs_index(a, 1, 0x8B, T2, HRCX, 2, off(s, cython.address(first.read_tag)))
+        _store_empty(a, s, first)
+        jmp_to(a, miss)
+        land_short(a, found)
+    else:
+        _store_empty(a, s, first)
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.addend)))
+    load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    if span:
+        mov_imm32(a, T1, 0)
+    e8(a, 0xC3)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _compare_key(a: cython.pointer(Asm), s: cython.pointer(CpuState), key: uint64_t) -> cython.void:
+    """RCX = 0 if the key at ``key`` of entry T1 is the one that counts for address T0. T2 is lost."""
+    pext_gs(a, HRCX, T0, off(s, cython.address(s.mask_half)))
+    op_gs_index(a, 0, 0x8B, HRCX, HRCX, 2, off(s, cython.address(s.stlb_key[0])))
+    op_gs_index(a, 0, 0x8B, T2, T1, 0, key)
+    not_(a, T2)
+    lea(a, 0, HRCX, HRCX, T2, 0, 1)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _first_entry(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
+    """RCX = the number of T0's entry in the first TLB, times 8."""
+    pext_gs(a, HRCX, T0, off(s, cython.address(s.mask_index)))
+    lea(a, 1, HRCX, NO_REG, HRCX, 3, 0)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _store_empty(a: cython.pointer(Asm), s: cython.pointer(CpuState), first: cython.pointer(TlbEntry)) -> cython.void:
+    """The entry at RCX for page T2 gets a write tag that no address has which belongs there."""
+    lea(a, 1, T2, T2, NO_REG, 0, TLB_SIZE << 11)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.write_tag)))
+
+
 def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
@@ -157,6 +277,7 @@ def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     r: uint32_t
     i: uint32_t
     common: uint64_t
+    span: uint64_t
     fail: cython.pointer(uint8_t)
     hit: cython.pointer(uint8_t)
     hit2: cython.pointer(uint8_t)
@@ -180,14 +301,7 @@ def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     store_gs(a, 4, off(s, cython.address(s.host_sp)))
     mov(a, T2, 6)
     mov(a, T0, 2)
-    load_gs(a, T1, off(s, cython.address(s.flags_arith)))
-    e8(a, 0x41)  # and r11d, 0x8D5
-    e8(a, 0x81)
-    e8(a, 0xE3)
-    e32(a, 0x8D5)
-    e8(a, 0x41)  # push r11; popfq
-    e8(a, 0x53)
-    e8(a, 0x9D)
+    _load_flags(a, s)
     for r in range(14):
         if not is_spilled(r) and r != RSP:
             load_gs(a, r, off(s, cython.address(s.gpr[r])))
@@ -259,7 +373,7 @@ def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     _leave(a, s)
 
     # T0 address, T1 what -> T2 what to add to T0, T1 0; or T1 something else
-    c.stubs.span = here(a)
+    span = here(a)
     _store_caller_saved(a, s)
     store_gs(a, T0, off(s, cython.address(s.scratch[0])))
     load_gs(a, 7, off(s, cython.address(s.self)))
@@ -271,6 +385,12 @@ def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     load_gs(a, T0, off(s, cython.address(s.scratch[0])))
     load_gs32(a, T1, off(s, cython.address(s.slow_status)))
     e8(a, 0xC3)
+    for i in range(MMU_MODES):
+        for r in range(2):
+            c.stubs.refill[i][r] = here(a)
+            _emit_refill(a, s, i, r, c.stubs.slow, False)
+            c.stubs.span[i][r] = here(a)
+            _emit_refill(a, s, i, r, span, True)
 
     # After a store: write a bounce buffer out, if one was in use
     c.stubs.finish = here(a)

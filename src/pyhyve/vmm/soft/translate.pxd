@@ -73,7 +73,8 @@ cdef struct Context:
     uint32_t holding         # `held` may be used and changed
     uint32_t held[3]         # which spilled guest register's value T0, T1 and T2 have, or NO_REG
     uint64_t page_gpa
-    uint64_t tlb             # offset of the TLB in use
+    uint32_t mmu             # MMU_*: with whose rights memory is accessed
+    uint64_t tlb             # offset of that TLB
     Insn insns[64]
     uint32_t live[64]        # flags that must survive the memory accesses of the instruction
     uint32_t live_out[64]    # flags that matter behind it

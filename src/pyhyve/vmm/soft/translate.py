@@ -412,7 +412,7 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
         if cold.live:
             xchg(a, HRCX, T2)
         mov_imm32(a, T1, cold.what)
-        call_to(a, x.c.stubs.slow)
+        call_to(a, x.c.stubs.refill[x.mmu][1 if cold.kind == COLD_STORE else 0])
         if cold.kind == COLD_STORE:
             emit_access(x, insn, cold.part)
             call_to(a, x.c.stubs.finish)
@@ -514,7 +514,6 @@ def translate(e, s, gpa, gpa2, code, avail, mode):
     b: cython.pointer(Block)
     last: cython.pointer(Insn)
     i: uint32_t
-    mmu: uint32_t = MMU_KERNEL
     start: uint32_t = gpa & 0xFFF
     next_offset: int64_t
     length: uint32_t
@@ -536,11 +535,12 @@ def translate(e, s, gpa, gpa2, code, avail, mode):
     forget_held(x)
     x.map_count = 0
     x.page_gpa = gpa & PAGE_MASK
+    x.mmu = MMU_KERNEL
     if s.mode & MODE_USER:
-        mmu = MMU_USER
+        x.mmu = MMU_USER
     elif s.mode & MODE_AC:
-        mmu = MMU_KERNEL_AC
-    x.tlb = off(s, cython.address(s.tlb[mmu][0]))
+        x.mmu = MMU_KERNEL_AC
+    x.tlb = off(s, cython.address(s.tlb[x.mmu][0]))
     a.p = c.rw + c.used
     a.delta = c.rx - cython.cast(uint64_t, c.rw)
     b.gpa = gpa
