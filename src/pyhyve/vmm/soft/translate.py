@@ -183,7 +183,7 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
     x.part = PART_OPERAND
     if (kind == K_PLAIN or kind == K_BT) and not trap and not goes_to_helper(x, insn):
         x.holding = 1
-    elif kind == K_LEA and simple_lea(insn):
+    elif (kind == K_LEA and simple_lea(insn)) or (kind == K_JCC and x.mode & MODE_CODE64):
         x.holding = 1
     else:
         forget_registers(x)
