@@ -342,8 +342,9 @@ cdef struct Watch:
 cdef struct CpuState:
     uint8_t xsave[4096]              # guest vector and x87 state while it is not in the host's registers (64-aligned)
     uint8_t bounce[4224]             # BOUNCE_SIZE: accesses that cross pages or touch devices (64-aligned)
-    TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]; no entry lies in two lines of the host's cache
+    TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE] (64-aligned, like the following: nothing lies in two lines)
     StlbEntry stlb[3][16384]         # [MMU_MODES][STLB_SIZE]
+    WalkEntry walks[256]             # WALKS
     JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
 
     uint64_t gpr[16]
@@ -469,7 +470,6 @@ cdef struct CpuState:
     uint32_t stlb_key[2]             # of the lower and the upper half of the addresses; others may set them to NO_KEY
     uint32_t stlb_last               # the key that was given last
     uint32_t stlb_local              # the upper half has entries that are not global
-    WalkEntry walks[256]             # WALKS
     uint64_t walk_key
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]            # a jump cache has entries
