@@ -129,6 +129,7 @@ def code_flush(e):
     c.data_used = 0
     c.flushes += 1
     c.mode_count = 0
+    c.crossing_count = 0
     for n in range(e.cpu_count):
         e.cpus[n].slot_mode = NO_MODE
         for k in range(MODE_SLOTS):
@@ -162,6 +163,7 @@ def block_find(c, gpa, mode):
 def page_of(c, gpa):
     """The CodePage of a guest-physical address, made if it is not there; NULL without memory or outside RAM."""
     number: uint64_t = gpa >> 12
+    i: uint32_t
     if number >= c.page_count:
         return cython.NULL
     if c.pages[number] == cython.NULL:
@@ -169,6 +171,8 @@ def page_of(c, gpa):
             cython.pointer(CodePage), code_alloc(c, cython.sizeof(CodePage))
         )
         if page != cython.NULL:
+            for i in range(16):
+                page.homes[i][0] = page.homes[i][1] = 0
             page.first = cython.NULL
             page.second = cython.NULL
             page.granules = 0

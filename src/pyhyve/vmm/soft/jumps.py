@@ -15,6 +15,7 @@ kernel's, where a filter of page numbers says that they may have something of th
 
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.crossings import clear_crossings, crossings_init
 from cython.cimports.pyhyve.vmm.soft.mmu import (
     FRAME,
     PAGE_GLOBAL,
@@ -115,6 +116,7 @@ def clear_jumps_of(s, user, keep_global):
             else:
                 entry.tag = NO_TAG
     if not kept:
+        s.home_epoch[user] += 1
         for i in range(64):
             s.jump_pages[filter_of(user, 0)][i] = 0
             s.jump_pages[filter_of(user, cython.cast(uint64_t, -1))][i] = 0
@@ -123,6 +125,7 @@ def clear_jumps_of(s, user, keep_global):
 def clear_slot(s, slot):
     i: uint32_t
     entry: cython.pointer[JumpEntry]
+    clear_crossings(s, slot)
     if s.jump_fills[slot] <= JUMP_FILLS:
         for i in range(s.jump_fills[slot]):
             entry = s.jump_filled[slot][i]
@@ -169,3 +172,4 @@ def jumps_init(s):
         s.jump_dirty[slot] = 1
     s.page_dirty[0] = s.page_dirty[1] = 1
     clear_jumps(s, False)
+    crossings_init(s)

@@ -17,6 +17,7 @@ cdef bint foresees_returns(Context *x) noexcept nogil
 cdef bint comes_back(Context *x, Insn *insn) noexcept nogil
 cdef void emit_return(Context *x) noexcept nogil
 cdef void emit_far_jump(Context *x) noexcept nogil
+cdef void emit_crossing(Context *x, bint calls) noexcept nogil
 cdef void emit_chain(Context *x, uint32_t condition, int64_t target, bint checked) noexcept nogil
 cdef void emit_branch(Context *x, Insn *insn, uint32_t condition, int64_t target) noexcept nogil
 cdef void emit_helper(Context *x, Insn *insn) noexcept nogil

@@ -7,6 +7,7 @@ the host's stack (``stack``).
 import cython
 from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t, uint64_t, uint8_t
 from cython.cimports.pyhyve.vmm.soft.blocks import NO_PAGE, Block, Link, block_find, code_alloc, link_to
+from cython.cimports.pyhyve.vmm.soft.crossings import NO_ROOM, new_crossing
 from cython.cimports.pyhyve.vmm.soft.cpuid import LEAF_EXTENDED, R_EDX, feature
 from cython.cimports.pyhyve.vmm.soft.debug import MOST_CHECKS, armed_at
 from cython.cimports.pyhyve.vmm.soft.decode import (
@@ -86,7 +87,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_TSC,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import off
-from cython.cimports.pyhyve.vmm.soft.translate import COLD_CHAIN, COLD_EVENT, COLD_RESTORE_EVENT
+from cython.cimports.pyhyve.vmm.soft.translate import COLD_CHAIN, COLD_CROSSING, COLD_EVENT, COLD_RESTORE_EVENT
 
 
 def emit_event_check(x, target, live):
@@ -163,7 +164,7 @@ def emit_jump(x, insn, target):
         emit_chain(x, CC_ALWAYS, target, target <= cython.cast(int64_t, insn.page_offset))
         return
     emit_far_target(x, target)
-    emit_far_jump(x)
+    emit_crossing(x, False)
 
 
 def emit_far_target(x, target):
@@ -192,9 +193,10 @@ def emit_call(x, insn, direct, target):
     e8(a, 0x53)
     if direct and 0 <= target <= 4095:
         emit_chain(x, CC_CALL, target, True)
+    elif direct:
+        emit_far_target(x, target)
+        emit_crossing(x, True)
     else:
-        if direct:
-            emit_far_target(x, target)
         call_to(a, x.c.stubs.jump[x.slot])
     # T0 is the return address here
     lea(a, 1, 4, 4, NO_REG, 0, 8)
@@ -248,6 +250,25 @@ def emit_far_jump(x):
         jmp_to(cython.address(x.a), x.c.stubs.exit_lookup)
     else:
         jmp_to(cython.address(x.a), x.c.stubs.jump[x.slot])
+
+
+def emit_crossing(x, calls):
+    """Go to the linear address in T0, always the same for this page, or call what is there."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    number: uint32_t = NO_ROOM if x.mode & MODE_STEP else new_crossing(x.c)
+    if number == NO_ROOM:
+        if calls:
+            call_to(a, x.c.stubs.jump[x.slot])
+        else:
+            emit_far_jump(x)
+        return
+    e8(a, 0x65)  # call or jmp [gs:crossing]
+    e8(a, 0xFF)
+    e8(a, 0x14 if calls else 0x24)
+    e8(a, 0x25)
+    e32(a, off(x.s, cython.address(x.s.crossing[number])))
+    add_cold(x, COLD_CROSSING, cython.NULL, number, 0)
+    x.cold[x.colds - 1].linked = 1
 
 
 def emit_chain(x, condition, target, checked):

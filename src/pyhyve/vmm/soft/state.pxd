@@ -157,6 +157,7 @@ cdef enum:
     JUMP_FILLS = 512
     MODE_SLOTS = 8
     CODE_PAGES = 128
+    CROSSINGS = 65536
 
     # CpuState.mode: everything that the meaning of a code byte depends on (see system.update_mode).
     MODE_CODE64 = 1
@@ -440,6 +441,13 @@ cdef struct CpuState:
     JumpEntry *jump_filled[8][512]   # the sets with entries
     uint8_t jump_local[8]            # a jump cache has entries of pages that are not global
     uint8_t page_dirty[2]            # `code_page` has entries
+    uint32_t home_epoch[2]           # [of user code]: CodePage.homes of other epochs do not count
+    # Crossings: where each direct jump to another page leads, and by mode slot which of them (as offsets in CpuState)
+    # do not lead to their cold part
+    uint64_t crossing[65536]         # CROSSINGS
+    uint32_t crossing_fills[8]
+    uint32_t crossing_filled[8][65536]
+    uint32_t aliases_left[8]         # 0: crossings are not filled
     uint8_t code_local               # the block that was found last lies in a page that is not global
     PageEntry code_page[2][128]      # [of user code][CODE_PAGES]: pages that were looked for, until the jump caches go
     # Filters of the pages (by number, modulo 4096) in jump caches: the kernel's code in the upper half of the addresses

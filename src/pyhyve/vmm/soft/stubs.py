@@ -40,7 +40,8 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     store_gs32,
     xchg,
 )
-from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP
+from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
+from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP, JumpEntry
 
 
 def off(s, field):
@@ -150,6 +151,55 @@ def _call_c(a: cython.pointer(Asm), s: cython.pointer(CpuState), function: uint6
     load_gs(a, 4, off(s, cython.address(s.stack_at)))
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _emit_find(a: cython.pointer(Asm), c: cython.pointer(CodeCache), s: cython.pointer(CpuState), slot: uint32_t,
+               crosses: cython.bint) -> cython.void:
+    """Go to linear address T0 by the jump cache of ``slot``. ``crosses``: and write it down where scratch[0] says."""
+    hit: cython.pointer(uint8_t)
+    hit2: cython.pointer(uint8_t)
+    mov_imm32(a, T1, 0)
+    crc32(a, T1, T0)
+    pdep_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[slot][0][0].not_rip)))
+    lea(a, 1, T2, T2, T0, 0, 1)
+    xchg(a, HRCX, T2)
+    hit = short_fwd(a, 0xE3)
+    op_gs_index(a, 1, 0x8B, HRCX, T1, 0, off(s, cython.address(s.jump[slot][0][1].not_rip)))
+    lea(a, 1, HRCX, HRCX, T0, 0, 1)
+    hit2 = short_fwd(a, 0xE3)
+    mov(a, HRCX, T2)
+    jmp_to(a, c.stubs.exit_lookup)
+    land_short(a, hit2)
+    if crosses:
+        lea(a, 1, T1, T1, NO_REG, 0, cython.sizeof(JumpEntry))
+    else:
+        mov(a, HRCX, T2)
+        _jump_gs(a, T1, off(s, cython.address(s.jump[slot][0][1].code)))
+    land_short(a, hit)
+    if crosses:
+        op_gs_index(a, 1, 0x8B, T1, T1, 0, off(s, cython.address(s.jump[slot][0][0].code)))
+        store_gs(a, T1, off(s, cython.address(s.scratch[1])))
+        load_gs32(a, HRCX, off(s, cython.address(s.aliases_left[slot])))
+        hit = short_fwd(a, 0xE3)
+        load_gs(a, HRCX, off(s, cython.address(s.scratch[0])))
+        op_gs_index(a, 1, 0x89, T1, HRCX, 0, 0)
+        load_gs32(a, T1, off(s, cython.address(s.crossing_fills[slot])))
+        op_gs_index(a, 0, 0x89, HRCX, T1, 2, off(s, cython.address(s.crossing_filled[slot][0])))
+        lea(a, 1, T1, T1, NO_REG, 0, 1)
+        store_gs32(a, T1, off(s, cython.address(s.crossing_fills[slot])))
+        land_short(a, hit)
+        mov(a, HRCX, T2)
+        load_gs(a, T1, off(s, cython.address(s.scratch[1])))
+        e8(a, 0x41)  # jmp r11
+        e8(a, 0xFF)
+        e8(a, 0xE3)
+        return
+    mov(a, HRCX, T2)
+    _jump_gs(a, T1, off(s, cython.address(s.jump[slot][0][0].code)))
+
+
 def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
@@ -159,7 +209,6 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     common: uint64_t
     fail: cython.pointer(uint8_t)
     hit: cython.pointer(uint8_t)
-    hit2: cython.pointer(uint8_t)
     asm.p = c.rw
     asm.delta = c.rx - cython.cast(uint64_t, c.rw)
 
@@ -278,24 +327,11 @@ def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
     # Jumps across pages and indirect ones: T0 is the linear target. No flag is touched.
     for i in range(MODE_SLOTS):
         c.stubs.jump[i] = here(a)
-        mov_imm32(a, T1, 0)
-        crc32(a, T1, T0)
-        pdep_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
-        op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[i][0][0].not_rip)))
-        lea(a, 1, T2, T2, T0, 0, 1)
-        xchg(a, HRCX, T2)
-        hit = short_fwd(a, 0xE3)
-        op_gs_index(a, 1, 0x8B, HRCX, T1, 0, off(s, cython.address(s.jump[i][0][1].not_rip)))
-        lea(a, 1, HRCX, HRCX, T0, 0, 1)
-        hit2 = short_fwd(a, 0xE3)
-        mov(a, HRCX, T2)
-        jmp_to(a, c.stubs.exit_lookup)
-        land_short(a, hit2)
-        mov(a, HRCX, T2)
-        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][1].code)))
-        land_short(a, hit)
-        mov(a, HRCX, T2)
-        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][0].code)))
+        _emit_find(a, c, s, i, False)
+    for i in range(MODE_SLOTS):
+        c.stubs.crossing[i] = here(a)
+        store_gs(a, T1, off(s, cython.address(s.scratch[0])))
+        _emit_find(a, c, s, i, True)
     for i in range(MODE_SLOTS):
         c.stubs.missed[i] = here(a)
         load_gs(a, 4, off(s, cython.address(s.stack_base)))

@@ -24,6 +24,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     block_insert,
     code_alloc,
 )
+from cython.cimports.pyhyve.vmm.soft.crossings import start_crossing
 from cython.cimports.pyhyve.vmm.soft.debug import is_armed
 from cython.cimports.pyhyve.vmm.soft.decode import (
     DECODED,
@@ -430,6 +431,10 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
             emit_instruction(x, cython.address(x.insns[x.current]))
         if cold.back:
             jmp_to(a, cold.back)
+    elif cold.kind == COLD_CROSSING:
+        start_crossing(x.s.engine, cold.what, here(a))
+        mov_imm32(a, T1, off(x.s, cython.address(x.s.crossing[cold.what])))
+        jmp_to(a, x.c.stubs.crossing[x.slot])
     elif cold.kind == COLD_CHAIN:
         mov_imm32(a, T0, cold.what)
         mov_imm64(a, T1, cold.back)
