@@ -122,7 +122,7 @@ class Block:
         for number, ((host, guest), end) in enumerate(zip(self.places, ends, strict=True)):
             at = guest - start
             found.append(
-                Piece(self.gpa + at, instructions[at], self.host + host, self.code[host:end], slow=number >= hot)
+                Piece(self.gpa + at, instructions.get(at, b""), self.host + host, self.code[host:end], slow=number >= hot)
             )
         return found
 

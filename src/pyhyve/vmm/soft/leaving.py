@@ -39,6 +39,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     CC_ALWAYS,
     CC_CALL,
     CC_NZ,
+    GSP,
     HRCX,
     T0,
     T1,
@@ -61,14 +62,20 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov,
     mov_imm32,
     mov_imm64,
+    op_gs_index,
+    op_mem,
+    pext_gs,
     rex,
     short_fwd,
     store_gs,
+    xchg,
 )
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, Insn
 from cython.cimports.pyhyve.vmm.soft.narrow import is_narrow, is_near_kind
 from cython.cimports.pyhyve.vmm.soft.operands import add_cold
+from cython.cimports.pyhyve.vmm.soft.plain import emit_access, emit_push, emit_return_address
 from cython.cimports.pyhyve.vmm.soft.state import (
+    ACCESS_WRITE,
     EXC_NM,
     EXC_UD,
     FLAGS_ARITH,
@@ -85,9 +92,17 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_STEP,
     MODE_TS,
     MODE_TSC,
+    SS,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import off
-from cython.cimports.pyhyve.vmm.soft.translate import COLD_CHAIN, COLD_CROSSING, COLD_EVENT, COLD_RESTORE_EVENT
+from cython.cimports.pyhyve.vmm.soft.translate import (
+    COLD_CHAIN,
+    COLD_CROSSING,
+    COLD_EVENT,
+    COLD_KEEPING,
+    COLD_RESTORE_EVENT,
+    PART_PUSH,
+)
 
 
 def emit_event_check(x, target, live):
@@ -180,6 +195,52 @@ def emit_far_target(x, target):
         rex(a, 0, T0, 0, T0)  # mov r10d, r10d
         e8(a, 0x89)
         e8(a, 0xC0 | ((T0 & 7) << 3) | (T0 & 7))
+
+
+def emit_push_keeping(x, insn):
+    """Push the return address of a call whose target is in T0 and stays there: much waits for it. All flags are live."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    hit: cython.pointer(uint8_t)
+    rel: cython.pointer(uint8_t)
+    if not foresees_returns(x):
+        store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+        emit_push(x, insn)
+        load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+        return
+    lea(a, 1, T1, GSP, NO_REG, 0, -8)
+    pext_gs(a, T1, T1, off(x.s, cython.address(x.s.mask_index)))
+    lea(a, 1, T1, NO_REG, T1, 3, 0)
+    op_gs_index(a, 1, 0x8B, T2, T1, 2, x.tlb + 8)
+    rex(a, 1, 0, 0, T2)  # not r14
+    e8(a, 0xF7)
+    e8(a, 0xD0 | (T2 & 7))
+    lea(a, 1, T2, T2, GSP, 0, 0)
+    pext_gs(a, T2, T2, off(x.s, cython.address(x.s.mask_high)))
+    xchg(a, HRCX, T2)
+    hit = short_fwd(a, 0xE3)
+    rel = jmp_fwd(a)
+    land_short(a, hit)
+    mov(a, HRCX, T2)
+    op_gs_index(a, 1, 0x8B, T2, T1, 2, x.tlb + 16)
+    emit_return_address(x, insn)
+    op_mem(a, 1, 0x89, T1, GSP, T2, -8)
+    add_cold(x, COLD_KEEPING, rel, 8 | (ACCESS_WRITE << 16) | (SS << 20), 1)
+    lea(a, 1, GSP, GSP, NO_REG, 0, -8)
+
+
+def emit_cold_push(x, insn, cold):
+    """The slow path of that push."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+    lea(a, 1, T0, GSP, NO_REG, 0, -8)
+    xchg(a, HRCX, T2)
+    mov_imm32(a, T1, cold.what)
+    call_to(a, x.c.stubs.slow)
+    emit_access(x, insn, PART_PUSH)
+    call_to(a, x.c.stubs.finish)
+    emit_return_address(x, insn)
+    load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+    jmp_to(a, cold.back)
 
 
 def emit_call(x, insn, direct, target):

@@ -23,6 +23,7 @@ cdef enum:
     COLD_EVENT = 3           # go back to the loop at a page offset
     COLD_RESTORE_EVENT = 4   # the same, RCX is in T1
     COLD_CROSSING = 6        # what crossing number `what` leads to at first
+    COLD_KEEPING = 7         # the push of a call that has its target in T0
     COLD_GROUP = 5           # pushes or pops, `what` of them, that the TLB does not have together: one by one
 
 

@@ -95,10 +95,12 @@ from cython.cimports.pyhyve.vmm.soft.leaving import (
     emit_breakpoints,
     emit_call,
     emit_chain,
+    emit_cold_push,
     emit_event_check,
     emit_far_jump,
     emit_helper,
     emit_jump,
+    emit_push_keeping,
     emit_raise,
     emit_return,
     foresees_returns,
@@ -316,9 +318,7 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
             if reg != T0:
                 mov(a, T0, reg)
         if kind == K_CALL_IND:
-            store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
-            emit_push(x, insn)
-            load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+            emit_push_keeping(x, insn)
             if comes_back(x, insn):
                 emit_call(x, insn, False, 0)
                 return
@@ -431,6 +431,8 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
             emit_instruction(x, cython.address(x.insns[x.current]))
         if cold.back:
             jmp_to(a, cold.back)
+    elif cold.kind == COLD_KEEPING:
+        emit_cold_push(x, insn, cold)
     elif cold.kind == COLD_CROSSING:
         start_crossing(x.s.engine, cold.what, here(a))
         mov_imm32(a, T1, off(x.s, cython.address(x.s.crossing[cold.what])))
