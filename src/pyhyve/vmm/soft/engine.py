@@ -80,6 +80,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_NMI,
     SS,
     JUMP_SETS,
+    JUMP_SHIFT,
     TLB_SIZE,
     CpuState,
     Engine,
@@ -555,7 +556,7 @@ class SoftCpu:
         s.engine = machine.e
         s.mask_index = (TLB_SIZE - 1) << 12
         s.mask_high = ~cython.cast(uint64_t, 0xFFF)
-        s.mask_jump = (JUMP_SETS - 1) << 5
+        s.mask_jump = (JUMP_SETS - 1) << JUMP_SHIFT
         s.mask_bits[0] = 7
         s.mask_bits[1] = 15
         s.mask_bits[2] = 31

@@ -154,6 +154,7 @@ cdef enum:
     TLB_SIZE = 1024
     TLB_LOCALS = 128
     JUMP_SETS = 4096
+    JUMP_SHIFT = 4
     JUMP_FILLS = 512
     MODE_SLOTS = 8
     CODE_PAGES = 128
@@ -254,11 +255,6 @@ cdef struct TlbEntry:
 
 cdef enum:
     TLB_GLOBAL = 1
-
-
-cdef struct JumpEntry:
-    uint64_t not_rip     # ~rip; 0 where empty
-    uint64_t code
 
 
 cdef struct PageEntry:
@@ -368,7 +364,7 @@ cdef struct CpuState:
     uint64_t scratch[4]
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
-    uint64_t mask_jump               # and for PDEP
+    uint64_t mask_jump
     uint64_t mask_bits[4]            # 7, 15, 31, 63
 
     Segment segments[6]
@@ -433,12 +429,14 @@ cdef struct CpuState:
     Engine *engine
     void *lapic
     uint64_t self                    # address of this struct
-    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
+    # The jump caches, [MODE_SLOTS][newer, older][JUMP_SETS]: ~rip, 0 where empty, and host code
+    uint64_t jump_not_rip[8][2][4096]
+    uint64_t jump_code[8][2][4096]
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE]
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]            # a jump cache has entries
     uint32_t jump_fills[8]           # how many of jump_filled count; JUMP_FILLS + 1: too many
-    JumpEntry *jump_filled[8][512]   # the sets with entries
+    uint16_t jump_filled[8][512]     # the sets with entries
     uint8_t jump_local[8]            # a jump cache has entries of pages that are not global
     uint8_t page_dirty[2]            # `code_page` has entries
     uint32_t home_epoch[2]           # [of user code]: CodePage.homes of other epochs do not count

@@ -18,7 +18,6 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T2,
     call_to,
     cmp_gs32_zero,
-    crc32,
     e8,
     e32,
     here,
@@ -34,14 +33,15 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov_imm32,
     mov_imm64,
     op_gs_index,
-    pdep_gs,
+    pext_gs,
+    rex,
     short_fwd,
     store_gs,
     store_gs32,
     xchg,
 )
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
-from cython.cimports.pyhyve.vmm.soft.state import MODE_SLOTS, RSP, JumpEntry
+from cython.cimports.pyhyve.vmm.soft.state import JUMP_SETS, MODE_SLOTS, RSP
 
 
 def off(s, field):
@@ -130,11 +130,12 @@ def _leave(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
 @cython.nogil
 @cython.exceptval(check=False)
 def _jump_gs(a: cython.pointer(Asm), index: uint32_t, offset: uint64_t) -> cython.void:
-    """jmp [gs:index + offset]"""
+    """jmp [gs:index*8 + offset]"""
     e8(a, 0x65)
-    e8(a, 0x41)
+    rex(a, 0, 0, index, 0)
     e8(a, 0xFF)
-    e8(a, 0xA0 | (index & 7))
+    e8(a, 0x24)
+    e8(a, 0xC0 | ((index & 7) << 3) | 5)
     e32(a, offset)
 
 
@@ -159,27 +160,25 @@ def _emit_find(a: cython.pointer(Asm), c: cython.pointer(CodeCache), s: cython.p
     """Go to linear address T0 by the jump cache of ``slot``. ``crosses``: and write it down where scratch[0] says."""
     hit: cython.pointer(uint8_t)
     hit2: cython.pointer(uint8_t)
-    mov_imm32(a, T1, 0)
-    crc32(a, T1, T0)
-    pdep_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
-    op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[slot][0][0].not_rip)))
+    pext_gs(a, T1, T0, off(s, cython.address(s.mask_jump)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 3, off(s, cython.address(s.jump_not_rip[slot][0][0])))
     lea(a, 1, T2, T2, T0, 0, 1)
     xchg(a, HRCX, T2)
     hit = short_fwd(a, 0xE3)
-    op_gs_index(a, 1, 0x8B, HRCX, T1, 0, off(s, cython.address(s.jump[slot][0][1].not_rip)))
+    op_gs_index(a, 1, 0x8B, HRCX, T1, 3, off(s, cython.address(s.jump_not_rip[slot][1][0])))
     lea(a, 1, HRCX, HRCX, T0, 0, 1)
     hit2 = short_fwd(a, 0xE3)
     mov(a, HRCX, T2)
     jmp_to(a, c.stubs.exit_lookup)
     land_short(a, hit2)
     if crosses:
-        lea(a, 1, T1, T1, NO_REG, 0, cython.sizeof(JumpEntry))
+        lea(a, 1, T1, T1, NO_REG, 0, JUMP_SETS)  # the older entries lie behind the newer
     else:
         mov(a, HRCX, T2)
-        _jump_gs(a, T1, off(s, cython.address(s.jump[slot][0][1].code)))
+        _jump_gs(a, T1, off(s, cython.address(s.jump_code[slot][1][0])))
     land_short(a, hit)
     if crosses:
-        op_gs_index(a, 1, 0x8B, T1, T1, 0, off(s, cython.address(s.jump[slot][0][0].code)))
+        op_gs_index(a, 1, 0x8B, T1, T1, 3, off(s, cython.address(s.jump_code[slot][0][0])))
         store_gs(a, T1, off(s, cython.address(s.scratch[1])))
         load_gs32(a, HRCX, off(s, cython.address(s.aliases_left[slot])))
         hit = short_fwd(a, 0xE3)
@@ -197,7 +196,7 @@ def _emit_find(a: cython.pointer(Asm), c: cython.pointer(CodeCache), s: cython.p
         e8(a, 0xE3)
         return
     mov(a, HRCX, T2)
-    _jump_gs(a, T1, off(s, cython.address(s.jump[slot][0][0].code)))
+    _jump_gs(a, T1, off(s, cython.address(s.jump_code[slot][0][0])))
 
 
 def emit_stubs(c, s, slow_access, slow_finish, fsgsbase):
