@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pyhyve.vmm.registers import Reg
-
 from tests.guests import DATA, TABLES, Guest, Mode, assemble, boot_guest, enter_guest, find_backend, is_end
 
 ORG = 0x10000
