@@ -65,6 +65,7 @@ cdef struct Block:
 cdef struct CodePage:
     Block *first
     Block *second            # blocks of which only the tail lies in this page
+    uint64_t assumed         # the same for code that was read ahead only, for those blocks that are marked `assumes`
     uint64_t granules        # which 64-byte pieces hold translated code
     uint32_t harmless        # writes beside the code since it was last dropped
     uint32_t drops           # how often that happened

@@ -176,6 +176,7 @@ def page_of(c, gpa):
             page.first = cython.NULL
             page.second = cython.NULL
             page.granules = 0
+            page.assumed = 0
             page.claimed = 0
             page.harmless = 0
             page.drops = 0
@@ -363,7 +364,7 @@ def code_written(e, s, gpa, size):
         return False
     lock_code(e, s)
     page = c.pages[gpa >> 12]
-    if page == cython.NULL or (page.granules & granules(offset, size)) == 0:
+    if page == cython.NULL or ((page.granules | page.assumed) & granules(offset, size)) == 0:
         if page != cython.NULL:
             count_harmless(c, page)
         unlock_code(e)
@@ -379,7 +380,10 @@ def code_written(e, s, gpa, size):
         if b.valid and start < offset + size and offset < start + b.size:
             break
         b = b.page_next
-    changed: cython.bint = b != cython.NULL
+    overlaps: cython.bint = b != cython.NULL
+    changed: cython.bint = overlaps or page.assumed & granules(offset, size) != 0
+    if changed:
+        page.assumed = 0  # with the blocks that rely on it
     while link[0] != cython.NULL:
         b = link[0]
         start = b.gpa & 0xFFF
@@ -409,7 +413,8 @@ def code_written(e, s, gpa, size):
     page.granules = live
     if page.first == cython.NULL and page.second == cython.NULL:
         page.claimed = 0
-    elif not changed:
+        page.assumed = 0
+    elif not overlaps:
         count_harmless(c, page)
     unlock_code(e)
     return hit
@@ -436,6 +441,7 @@ def count_harmless(c, page):
             retire(c, page.second)
         page.second = page.second.page2_next
     page.granules = 0
+    page.assumed = 0
     page.claimed = 0
 
 
@@ -460,10 +466,14 @@ def code_changed(e, gpa, size):
 
 
 def page_covers(page, offsets):
-    """Is there a block with code at one of ``offsets`` of this page?"""
+    """Is there a block with code at one of ``offsets`` of this page, or one that relies on code there?"""
     b: cython.pointer(Block) = page.first
     at: uint32_t
     end: uint32_t
+    i: uint32_t
+    for i in range(64):
+        if offsets[i] and page.assumed >> i & 1:
+            return True
     while b != cython.NULL:
         at = b.gpa & 0xFFF
         end = at + b.size if at + b.size < 4096 else 4096

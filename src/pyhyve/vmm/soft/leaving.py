@@ -6,6 +6,7 @@ the host's stack (``stack``).
 
 import cython
 from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from cython.cimports.pyhyve.vmm.soft.ahead import live_ahead
 from cython.cimports.pyhyve.vmm.soft.blocks import NO_PAGE, Block, Link, block_find, code_alloc, link_to
 from cython.cimports.pyhyve.vmm.soft.crossings import NO_ROOM, new_crossing
 from cython.cimports.pyhyve.vmm.soft.cpuid import LEAF_EXTENDED, R_EDX, feature
@@ -159,13 +160,19 @@ def op_load32_rcx(a, offset):
 
 def target_live(x, target):
     """The flags that matter at page offset ``target``, as far as is known."""
+    live: uint32_t
     b: cython.pointer(Block)
-    if target < 0 or target > 4095:
+    if target < 0 or target > 4095 or x.mode & MODE_STEP:
         return FLAGS_ARITH
     if target == cython.cast(int64_t, x.insns[0].page_offset) and x.count:
         return x.block.flags_in
     b = block_find(x.c, x.page_gpa + cython.cast(uint64_t, target), x.mode)
-    if b == cython.NULL or b.gpa2 != NO_PAGE:
+    if b == cython.NULL:
+        live = live_ahead(x, target)
+        if live != FLAGS_ARITH:
+            x.block.assumes = 1
+        return live
+    if b.gpa2 != NO_PAGE:
         return FLAGS_ARITH
     if b.flags_in != FLAGS_ARITH:
         x.block.assumes = 1
