@@ -20,3 +20,5 @@ cdef void clear_crossings(CpuState *s, uint32_t slot) noexcept nogil
 cdef void crossings_init(CpuState *s) noexcept nogil
 # Code at guest-physical `gpa` is about to be found at linear `va` by the jump cache of the mode that runs.
 cdef void note_home(CpuState *s, uint64_t gpa, uint64_t va) noexcept nogil
+
+cdef uint64_t home_of(CpuState *s, uint32_t user, uint64_t va) noexcept nogil

@@ -15,6 +15,7 @@ import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import CodeCache, CodePage
 from cython.cimports.pyhyve.vmm.soft.jumps import clear_jumps_of
+from cython.cimports.pyhyve.vmm.soft.mmu import PAGE_OFFSET
 from cython.cimports.pyhyve.vmm.soft.state import CROSSINGS, MODE_USER, PAGE_MASK
 
 
@@ -59,11 +60,16 @@ def note_home(s, gpa, va):
     slot: uint32_t = s.mode_slot
     left: uint32_t = s.aliases_left[slot]
     home: cython.pointer(uint64_t) = cython.address(page.homes[s.index][user])
-    here: uint64_t = (va & PAGE_MASK) | (s.home_epoch[user] & 0xFFF)
+    here: uint64_t = home_of(s, user, va)
     if home[0] == here or left == 0:
         return
-    if (home[0] ^ here) & 0xFFF == 0 and home[0] != 0:
+    if (home[0] ^ here) & PAGE_OFFSET == 0:
         clear_jumps_of(s, user, False)  # and begins an epoch
         s.aliases_left[slot] = left - 1
-        here = (va & PAGE_MASK) | (s.home_epoch[user] & 0xFFF)
+        here = home_of(s, user, va)
     home[0] = here
+
+
+def home_of(s, user, va):
+    # Never 0, which is nobody's
+    return (va & PAGE_MASK) | 0x800 | (s.home_epoch[user] & 0x7FF)
