@@ -24,7 +24,7 @@ from benchmarks.measure import BenchmarkError
 
 INTERVAL = 0.002
 TOP = 12
-STUBS = 0x1000
+STUBS = 0x2000
 """The fixed pieces lie in front of the first block."""
 
 _CONT, _GETREGS, _DETACH, _SEIZE, _INTERRUPT = 7, 12, 17, 0x4206, 0x4207

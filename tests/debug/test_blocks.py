@@ -69,6 +69,18 @@ def test_blocks_hold_the_guests_bytes_and_pieces_of_host_code_for_each_instructi
         assert b"".join(piece.code for piece in pieces if not piece.slow) == block.guest
 
 
+def test_pushes_that_share_a_look_up_are_one_piece(soft: Hypervisor) -> None:
+    guest = boot_guest(soft, assemble("push %rbx\npush %rcx\npush %rdx\nout %al, $0xF4\n", 0x10000))
+    try:
+        guest.until_end()
+        assert isinstance(guest.vm, blocks.Translator)
+        [block] = translated(guest.vm)
+        assert [piece.code for piece in block.pieces() if not piece.slow][:2] == [b"", b"\x53\x51\x52"]
+        assert "push" in text_of([block]) or shutil.which("objdump") is None
+    finally:
+        guest.close()
+
+
 def test_the_dump_shows_guest_and_host_code_side_by_side(ended: list[Block]) -> None:
     needs_objdump()
     text = text_of(ended)

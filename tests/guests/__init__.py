@@ -291,14 +291,14 @@ def boot_guest(
     vcpu.set_apic_mode(apic)
     start = _ORIGIN[mode] if org is None else org
     memory.write(start, image)
-    _enter(vcpu, memory, mode, start)
+    enter_guest(vcpu, memory, mode, start)
     vm.memory_written(0, memory.low_size)
     guest = Guest(vm, vcpu, memory, software_kvm=hypervisor.name == "kvm" and not hypervisor.probe().accelerated)
     guest._watch()
     return guest
 
 
-def _enter(vcpu: VirtualCpu, memory: GuestMemory, mode: Mode, start: int) -> None:
+def enter_guest(vcpu: VirtualCpu, memory: GuestMemory, mode: Mode, start: int) -> None:
     registers = {Reg.RIP: start, Reg.RSP: _STACK[mode], Reg.RFLAGS: 2}
     data = [SegmentName.DS, SegmentName.ES, SegmentName.SS, SegmentName.FS, SegmentName.GS]
     if mode is Mode.REAL:

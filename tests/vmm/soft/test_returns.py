@@ -92,6 +92,27 @@ MISMATCHED = {
         dec %ecx
         jnz 1b
     """,
+    "indirect calls that push over a page border": """
+        mov $0x60004, %esp
+        lea 3f(%rip), %rbx
+        lea 4f(%rip), %r14
+        mov %rbx, 0x61000
+    1:  cmp $10, %ecx
+        call *%rbx
+        adc $0, %rax
+        call *0x61000
+        call *%r14
+        sbb $0, %rdx
+        dec %ecx
+        jnz 1b
+        jmp 9f
+    3:  ret
+    4:  pop %r15
+        sub %rsp, %rdx
+        add %r15, %rdx
+        jmp *%r15
+    9:
+    """,
     "flags through calls and returns": """
     1:  cmp $10, %ecx
         call 3f
@@ -222,6 +243,52 @@ def test_a_push_that_faults_leaves_those_before_it_done() -> None:
     try:
         guest.until_end()
         assert guest.words(2) == [NO_EXECUTE - 8, NO_EXECUTE]
+    finally:
+        guest.close()
+
+
+@pytest.mark.parametrize("target", ["%rbx", "%r14", "0x60000"])
+def test_an_indirect_call_whose_push_faults_has_not_happened(target: str) -> None:
+    soft = find_backend("soft")
+    image = assemble(
+        f"""
+        .include "guest.inc"
+            gate64 14, handler
+            movb $1, IDT + 16 * 14 + 4      # on a stack of its own: IST1
+            movq $0x70000, 0x3024
+            lea called(%rip), %rbx
+            mov %rbx, %r14
+            mov %rbx, 0x60000
+            mov $NO_EXECUTE, %rsp           # writable from here up, not below
+            cmp $1, %esp                    # carry clear, not zero
+        1:  call *{target}
+        2:  ud2
+        called:
+            setz DATA + 24
+            setc DATA + 25
+            mov (%rsp), %rax
+            lea 2b(%rip), %rcx
+            sub %rcx, %rax
+            mov %rax, DATA + 16
+            finish
+        handler:
+            mov %cr2, %rax
+            mov %rax, DATA
+            mov 8(%rsp), %rax
+            lea 1b(%rip), %rcx
+            sub %rcx, %rax
+            mov %rax, DATA + 8
+            movq $0x60800, 32(%rsp)
+            add $8, %rsp
+            iretq
+        """,
+        CODE,
+        Mode.LONG,
+    )
+    guest = boot_guest(soft, image, Mode.LONG)
+    try:
+        guest.until_end()
+        assert guest.words(4) == [NO_EXECUTE - 8, 0, 0, 0]
     finally:
         guest.close()
 

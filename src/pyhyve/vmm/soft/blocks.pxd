@@ -66,9 +66,11 @@ cdef struct Block:
 cdef struct CodePage:
     Block *first
     Block *second            # blocks of which only the tail lies in this page
+    uint64_t assumed         # the same for code that was read ahead only, for those blocks that are marked `assumes`
     uint64_t granules        # which 64-byte pieces hold translated code
     uint32_t harmless        # writes beside the code since it was last dropped
     uint32_t drops           # how often that happened
+    uint64_t homes[16][2]    # [vCPU][of user code]: the linear address it runs at, in the low bits CpuState.home_epoch
     uint32_t claimed         # there is translated code, or soon will be: nobody has a write tag for the page
 
 
@@ -86,6 +88,7 @@ cdef struct Stubs:
     uint64_t host_fault
     uint64_t jump[8]         # T0 = linear target; jump cache of each mode slot
     uint64_t missed[8]       # the same for a return that was not foreseen
+    uint64_t crossing[8]     # the same for a crossing; T1 is the offset of its place in CpuState
 
 
 cdef struct CodeCache:
@@ -106,6 +109,8 @@ cdef struct CodeCache:
     Stubs stubs
     uint32_t modes[8]        # which mode each slot stands for
     uint32_t mode_count
+    uint64_t crossing_cold[65536]  # CROSSINGS: where each leads while its target is not known
+    uint32_t crossing_count
     uint64_t flushes
     uint64_t invalidated     # blocks dropped because their code was written
 

@@ -130,6 +130,7 @@ def code_flush(e):
     c.data_used = 0
     c.flushes += 1
     c.mode_count = 0
+    c.crossing_count = 0
     for n in range(e.cpu_count):
         e.cpus[n].slot_mode = NO_MODE
         for k in range(MODE_SLOTS):
@@ -163,6 +164,7 @@ def block_find(c, gpa, mode):
 def page_of(c, gpa):
     """The CodePage of a guest-physical address, made if it is not there; NULL without memory or outside RAM."""
     number: uint64_t = gpa >> 12
+    i: uint32_t
     if number >= c.page_count:
         return cython.NULL
     if c.pages[number] == cython.NULL:
@@ -170,9 +172,12 @@ def page_of(c, gpa):
             cython.pointer(CodePage), code_alloc(c, cython.sizeof(CodePage))
         )
         if page != cython.NULL:
+            for i in range(16):
+                page.homes[i][0] = page.homes[i][1] = 0
             page.first = cython.NULL
             page.second = cython.NULL
             page.granules = 0
+            page.assumed = 0
             page.claimed = 0
             page.harmless = 0
             page.drops = 0
@@ -360,7 +365,7 @@ def code_written(e, s, gpa, size):
         return False
     lock_code(e, s)
     page = c.pages[gpa >> 12]
-    if page == cython.NULL or (page.granules & granules(offset, size)) == 0:
+    if page == cython.NULL or ((page.granules | page.assumed) & granules(offset, size)) == 0:
         if page != cython.NULL:
             count_harmless(c, page)
         unlock_code(e)
@@ -376,7 +381,10 @@ def code_written(e, s, gpa, size):
         if b.valid and start < offset + size and offset < start + b.size:
             break
         b = b.page_next
-    changed: cython.bint = b != cython.NULL
+    overlaps: cython.bint = b != cython.NULL
+    changed: cython.bint = overlaps or page.assumed & granules(offset, size) != 0
+    if changed:
+        page.assumed = 0  # with the blocks that rely on it
     while link[0] != cython.NULL:
         b = link[0]
         start = b.gpa & 0xFFF
@@ -406,7 +414,8 @@ def code_written(e, s, gpa, size):
     page.granules = live
     if page.first == cython.NULL and page.second == cython.NULL:
         page.claimed = 0
-    elif not changed:
+        page.assumed = 0
+    elif not overlaps:
         count_harmless(c, page)
     unlock_code(e)
     return hit
@@ -433,6 +442,7 @@ def count_harmless(c, page):
             retire(c, page.second)
         page.second = page.second.page2_next
     page.granules = 0
+    page.assumed = 0
     page.claimed = 0
 
 
@@ -457,10 +467,14 @@ def code_changed(e, gpa, size):
 
 
 def page_covers(page, offsets):
-    """Is there a block with code at one of ``offsets`` of this page?"""
+    """Is there a block with code at one of ``offsets`` of this page, or one that relies on code there?"""
     b: cython.pointer(Block) = page.first
     at: uint32_t
     end: uint32_t
+    i: uint32_t
+    for i in range(64):
+        if offsets[i] and page.assumed >> i & 1:
+            return True
     while b != cython.NULL:
         at = b.gpa & 0xFFF
         end = at + b.size if at + b.size < 4096 else 4096

@@ -24,6 +24,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     mode_slot,
     retire,
 )
+from cython.cimports.pyhyve.vmm.soft.crossings import clear_crossings, note_home
 from cython.cimports.pyhyve.vmm.soft.debug import (
     DR6_BS,
     STEP,
@@ -749,11 +750,12 @@ def run_loop(s):
             b = cython.NULL if code else find_block(s, kind)
             if b != cython.NULL:
                 code = b.code
-                if kind == 0:
-                    note_jump(s, va, code)
                 if patch and b.gpa2 == NO_PAGE and patch_flushes == c.flushes:
                     # Let the jump that led here lead straight to the block from now on
                     chain(s, b)
+                elif kind == 0:
+                    note_home(s, b.gpa, va)
+                    note_jump(s, va, code)
         patch = False
         afresh = False
         if code == 0:
@@ -778,6 +780,8 @@ def run_loop(s):
             # An event, or the block has been retired: the jump cache may still name it.
             set_linear(s, s.page_va + s.exit_target)
             afresh = True
+            if s.pending == 0:
+                clear_crossings(s, s.mode_slot)  # so may one of these
             if step:
                 s.step_once = 0
                 continue

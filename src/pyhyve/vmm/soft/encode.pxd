@@ -332,16 +332,6 @@ cdef inline void pdep_gs(Asm *a, uint32_t dst, uint32_t src, uint64_t mask_offse
     e32(a, mask_offset)
 
 
-cdef inline void crc32(Asm *a, uint32_t dst, uint32_t src) noexcept nogil:
-    """crc32 dst, src (F2 REX.W 0F 38 F1 /r)"""
-    e8(a, 0xF2)
-    rex(a, 1, dst, 0, src)
-    e8(a, 0x0F)
-    e8(a, 0x38)
-    e8(a, 0xF1)
-    e8(a, 0xC0 | ((dst & 7) << 3) | (src & 7))
-
-
 cdef inline void rorx(Asm *a, uint32_t dst, uint32_t src, uint32_t count) noexcept nogil:
     """rorx dst, src, count (VEX.F2.0F3A.W1 F0 /r)"""
     e8(a, 0xC4)

@@ -81,6 +81,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     PENDING_NMI,
     SS,
     JUMP_SETS,
+    JUMP_SHIFT,
     STLB_SIZE,
     TLB_SIZE,
     CpuState,
@@ -558,7 +559,7 @@ class SoftCpu:
         s.mask_index = (TLB_SIZE - 1) << 12
         s.mask_high = ~cython.cast(uint64_t, 0xFFF)
         s.mask_half = cython.cast(uint64_t, 1) << 63
-        s.mask_jump = (JUMP_SETS - 1) << 5
+        s.mask_jump = (JUMP_SETS - 1) << JUMP_SHIFT
         s.mask_stlb = (STLB_SIZE - 1) << 5
         s.mask_bits[0] = 7
         s.mask_bits[1] = 15

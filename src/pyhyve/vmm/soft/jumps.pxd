@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from pyhyve.vmm.soft.state cimport CpuState, JumpEntry
+from pyhyve.vmm.soft.state cimport CpuState
 
 cdef enum:
     NO_TAG = 0xFFFFFFFFFFFFFFFF
@@ -32,4 +32,4 @@ cdef void jumps_init(CpuState *s) noexcept nogil
 
 # Which of jump_pages.
 cdef uint32_t filter_of(bint user, uint64_t va) noexcept nogil
-cdef JumpEntry *jump_set(CpuState *s, uint32_t slot, uint64_t rip) noexcept nogil
+cdef uint32_t jump_set(uint64_t rip) noexcept nogil

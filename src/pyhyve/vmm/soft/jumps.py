@@ -1,8 +1,8 @@
 """Where code lies by its linear address.
 
 A jump cache answers the jumps that lead out of a page and the indirect ones: host code by linear rip, two entries a set,
-the newer first; the set is chosen by a CRC, for the host has an instruction for it that leaves flags alone. Emitted code
-looks there by itself (``stubs``), the loop behind it. A vCPU has one such cache for each mode that runs. When one has few
+the newer first; bits of the address choose the set, for the host has an instruction to pick them that leaves flags
+alone. Emitted code looks there by itself (``stubs``), the loop behind it. A vCPU has one such cache for each mode that runs. When one has few
 entries, they are remembered by set, so that forgetting them all costs no more than they did.
 
 What is not there is looked for by guest-physical address. For that the pages of code are cached, too: page walks are
@@ -14,7 +14,8 @@ kernel's, where a filter of page numbers says that they may have something of th
 """
 
 import cython
-from cython.cimports.libc.stdint import uint32_t, uint64_t
+from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.crossings import clear_crossings, crossings_init
 from cython.cimports.pyhyve.vmm.soft.mmu import (
     FRAME,
     PAGE_GLOBAL,
@@ -32,38 +33,40 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FAULT,
     JUMP_FILLS,
     JUMP_SETS,
+    JUMP_SHIFT,
     MMU_USER,
     MODE_SLOTS,
     MODE_USER,
     TLB_GLOBAL,
-    JumpEntry,
     PageEntry,
 )
 
 
-def jump_set(s, slot, rip):
-    return cython.address(s.jump[slot][native.crc32(rip) & (JUMP_SETS - 1)][0])
+def jump_set(rip):
+    return cython.cast(uint32_t, (rip >> JUMP_SHIFT) & (JUMP_SETS - 1))
 
 
 def find_jump(s, rip):
-    entry: cython.pointer[JumpEntry] = jump_set(s, s.mode_slot, rip)
-    if entry[0].not_rip == ~rip:
-        return entry[0].code
-    return entry[1].code if entry[1].not_rip == ~rip else 0
+    slot: uint32_t = s.mode_slot
+    number: uint32_t = jump_set(rip)
+    if s.jump_not_rip[slot][0][number] == ~rip:
+        return s.jump_code[slot][0][number]
+    return s.jump_code[slot][1][number] if s.jump_not_rip[slot][1][number] == ~rip else 0
 
 
 def note_jump(s, rip, code):
     slot: uint32_t = s.mode_slot
     n: uint32_t = s.jump_fills[slot]
-    entry: cython.pointer[JumpEntry] = jump_set(s, slot, rip)
-    if entry[0].not_rip != ~rip:
-        if entry[1].not_rip != ~rip and n <= JUMP_FILLS:
+    number: uint32_t = jump_set(rip)
+    if s.jump_not_rip[slot][0][number] != ~rip:
+        if s.jump_not_rip[slot][1][number] != ~rip and n <= JUMP_FILLS:
             if n < JUMP_FILLS:
-                s.jump_filled[slot][n] = entry
+                s.jump_filled[slot][n] = cython.cast(uint16_t, number)
             s.jump_fills[slot] = n + 1
-        entry[1] = entry[0]
-    entry[0].not_rip = ~rip
-    entry[0].code = code
+        s.jump_not_rip[slot][1][number] = s.jump_not_rip[slot][0][number]
+        s.jump_code[slot][1][number] = s.jump_code[slot][0][number]
+    s.jump_not_rip[slot][0][number] = ~rip
+    s.jump_code[slot][0][number] = code
     s.jump_dirty[slot] = 1
     s.jump_user[slot] = s.mode & MODE_USER != 0
     if s.code_local:
@@ -115,6 +118,7 @@ def clear_jumps_of(s, user, keep_global):
             else:
                 entry.tag = NO_TAG
     if not kept:
+        s.home_epoch[user] += 1
         for i in range(64):
             s.jump_pages[filter_of(user, 0)][i] = 0
             s.jump_pages[filter_of(user, cython.cast(uint64_t, -1))][i] = 0
@@ -122,20 +126,21 @@ def clear_jumps_of(s, user, keep_global):
 
 def clear_slot(s, slot):
     i: uint32_t
-    entry: cython.pointer[JumpEntry]
+    number: uint32_t
+    clear_crossings(s, slot)
     if s.jump_fills[slot] <= JUMP_FILLS:
         for i in range(s.jump_fills[slot]):
-            entry = s.jump_filled[slot][i]
-            entry[0].not_rip = entry[1].not_rip = 0
+            number = s.jump_filled[slot][i]
+            s.jump_not_rip[slot][0][number] = s.jump_not_rip[slot][1][number] = 0
     else:
         native.fill64(
-            cython.cast(cython.p_void, cython.address(s.jump[slot][0][0])),
+            cython.cast(cython.p_void, cython.address(s.jump_not_rip[slot][0][0])),
             0,
-            JUMP_SETS * 2 * cython.sizeof(JumpEntry) // 8,
+            JUMP_SETS * 2,
         )
     # An empty entry answers to rip ~0: give those where that belongs a rip that belongs elsewhere.
-    entry = jump_set(s, slot, cython.cast(uint64_t, -1))
-    entry[0].not_rip = entry[1].not_rip = cython.cast(uint64_t, -1)
+    number = jump_set(cython.cast(uint64_t, -1))
+    s.jump_not_rip[slot][0][number] = s.jump_not_rip[slot][1][number] = cython.cast(uint64_t, -1)
     s.jump_fills[slot] = 0
     s.jump_dirty[slot] = 0
     s.jump_local[slot] = 0
@@ -169,3 +174,4 @@ def jumps_init(s):
         s.jump_dirty[slot] = 1
     s.page_dirty[0] = s.page_dirty[1] = 1
     clear_jumps(s, False)
+    crossings_init(s)

@@ -6,7 +6,9 @@ the host's stack (``stack``).
 
 import cython
 from cython.cimports.libc.stdint import int32_t, int64_t, uint32_t, uint64_t, uint8_t
+from cython.cimports.pyhyve.vmm.soft.ahead import live_ahead
 from cython.cimports.pyhyve.vmm.soft.blocks import NO_PAGE, Block, Link, block_find, code_alloc, link_to
+from cython.cimports.pyhyve.vmm.soft.crossings import NO_ROOM, new_crossing
 from cython.cimports.pyhyve.vmm.soft.cpuid import LEAF_EXTENDED, R_EDX, feature
 from cython.cimports.pyhyve.vmm.soft.debug import MOST_CHECKS, armed_at
 from cython.cimports.pyhyve.vmm.soft.decode import (
@@ -38,6 +40,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     CC_ALWAYS,
     CC_CALL,
     CC_NZ,
+    GSP,
     HRCX,
     T0,
     T1,
@@ -60,14 +63,20 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov,
     mov_imm32,
     mov_imm64,
+    op_gs_index,
+    op_mem,
+    pext_gs,
     rex,
     short_fwd,
     store_gs,
+    xchg,
 )
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, Insn
 from cython.cimports.pyhyve.vmm.soft.narrow import is_narrow, is_near_kind
 from cython.cimports.pyhyve.vmm.soft.operands import add_cold
+from cython.cimports.pyhyve.vmm.soft.plain import emit_access, emit_push, emit_return_address
 from cython.cimports.pyhyve.vmm.soft.state import (
+    ACCESS_WRITE,
     EXC_NM,
     EXC_UD,
     FLAGS_ARITH,
@@ -85,9 +94,18 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_STEP,
     MODE_TS,
     MODE_TSC,
+    SS,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import off
-from cython.cimports.pyhyve.vmm.soft.translate import COLD_CHAIN, COLD_EVENT, COLD_RESTORE_EVENT
+from cython.cimports.pyhyve.vmm.soft.translate import (
+    COLD_CHAIN,
+    COLD_CROSSING,
+    COLD_EVENT,
+    COLD_KEEPING,
+    COLD_RESTORE_EVENT,
+    NO_SPAN,
+    PART_PUSH,
+)
 
 
 def emit_event_check(x, target, live):
@@ -144,13 +162,19 @@ def op_load32_rcx(a, offset):
 
 def target_live(x, target):
     """The flags that matter at page offset ``target``, as far as is known."""
+    live: uint32_t
     b: cython.pointer(Block)
-    if target < 0 or target > 4095:
+    if target < 0 or target > 4095 or x.mode & MODE_STEP:
         return FLAGS_ARITH
     if target == cython.cast(int64_t, x.insns[0].page_offset) and x.count:
         return x.block.flags_in
     b = block_find(x.c, x.page_gpa + cython.cast(uint64_t, target), x.mode)
-    if b == cython.NULL or b.gpa2 != NO_PAGE:
+    if b == cython.NULL:
+        live = live_ahead(x, target)
+        if live != FLAGS_ARITH:
+            x.block.assumes = 1
+        return live
+    if b.gpa2 != NO_PAGE:
         return FLAGS_ARITH
     if b.flags_in != FLAGS_ARITH:
         x.block.assumes = 1
@@ -164,7 +188,7 @@ def emit_jump(x, insn, target):
         emit_chain(x, CC_ALWAYS, target, target <= cython.cast(int64_t, insn.page_offset))
         return
     emit_far_target(x, target)
-    emit_far_jump(x)
+    emit_crossing(x, False)
 
 
 def emit_far_target(x, target):
@@ -182,6 +206,55 @@ def emit_far_target(x, target):
         e8(a, 0xC0 | ((T0 & 7) << 3) | (T0 & 7))
 
 
+def emit_push_keeping(x, insn):
+    """Push the return address of a call whose target is in T0 and stays there: much waits for it. All flags are live."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    hit: cython.pointer(uint8_t)
+    rel: cython.pointer(uint8_t)
+    if x.stack_span[x.current] != NO_SPAN:
+        emit_push(x, insn)
+        return
+    if not foresees_returns(x):
+        store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+        emit_push(x, insn)
+        load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+        return
+    lea(a, 1, T1, GSP, NO_REG, 0, -8)
+    pext_gs(a, T1, T1, off(x.s, cython.address(x.s.mask_index)))
+    lea(a, 1, T1, NO_REG, T1, 3, 0)
+    op_gs_index(a, 1, 0x8B, T2, T1, 2, x.tlb + 8)
+    rex(a, 1, 0, 0, T2)  # not r14
+    e8(a, 0xF7)
+    e8(a, 0xD0 | (T2 & 7))
+    lea(a, 1, T2, T2, GSP, 0, 0)
+    pext_gs(a, T2, T2, off(x.s, cython.address(x.s.mask_high)))
+    xchg(a, HRCX, T2)
+    hit = short_fwd(a, 0xE3)
+    rel = jmp_fwd(a)
+    land_short(a, hit)
+    mov(a, HRCX, T2)
+    op_gs_index(a, 1, 0x8B, T2, T1, 2, x.tlb + 16)
+    emit_return_address(x, insn)
+    op_mem(a, 1, 0x89, T1, GSP, T2, -8)
+    add_cold(x, COLD_KEEPING, rel, 8 | (ACCESS_WRITE << 16) | (SS << 20), 1)
+    lea(a, 1, GSP, GSP, NO_REG, 0, -8)
+
+
+def emit_cold_push(x, insn, cold):
+    """The slow path of that push."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+    lea(a, 1, T0, GSP, NO_REG, 0, -8)
+    xchg(a, HRCX, T2)
+    mov_imm32(a, T1, cold.what)
+    call_to(a, x.c.stubs.refill[x.mmu][1])
+    emit_access(x, insn, PART_PUSH)
+    call_to(a, x.c.stubs.finish)
+    emit_return_address(x, insn)
+    load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+    jmp_to(a, cold.back)
+
+
 def emit_call(x, insn, direct, target):
     """Behind the push of a call's return address, which is in T1 still: go to ``target``, or else to the address in T0.
 
@@ -193,9 +266,10 @@ def emit_call(x, insn, direct, target):
     e8(a, 0x53)
     if direct and 0 <= target <= 4095:
         emit_chain(x, CC_CALL, target, True)
+    elif direct:
+        emit_far_target(x, target)
+        emit_crossing(x, True)
     else:
-        if direct:
-            emit_far_target(x, target)
         call_to(a, x.c.stubs.jump[x.slot])
     # T0 is the return address here
     lea(a, 1, 4, 4, NO_REG, 0, 8)
@@ -249,6 +323,25 @@ def emit_far_jump(x):
         jmp_to(cython.address(x.a), x.c.stubs.exit_lookup)
     else:
         jmp_to(cython.address(x.a), x.c.stubs.jump[x.slot])
+
+
+def emit_crossing(x, calls):
+    """Go to the linear address in T0, always the same for this page, or call what is there."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    number: uint32_t = NO_ROOM if x.mode & MODE_STEP else new_crossing(x.c)
+    if number == NO_ROOM:
+        if calls:
+            call_to(a, x.c.stubs.jump[x.slot])
+        else:
+            emit_far_jump(x)
+        return
+    e8(a, 0x65)  # call or jmp [gs:crossing]
+    e8(a, 0xFF)
+    e8(a, 0x14 if calls else 0x24)
+    e8(a, 0x25)
+    e32(a, off(x.s, cython.address(x.s.crossing[number])))
+    add_cold(x, COLD_CROSSING, cython.NULL, number, 0)
+    x.cold[x.colds - 1].linked = 1
 
 
 def emit_chain(x, condition, target, checked):

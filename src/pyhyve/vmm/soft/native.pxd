@@ -20,7 +20,6 @@ cdef struct Native:
     uint64_t (*xgetbv)() noexcept nogil
     void (*xsavec)(void *area, uint64_t mask) noexcept nogil
     void (*xsaveopt)(void *area, uint64_t mask) noexcept nogil
-    uint64_t (*crc32)(uint64_t value) noexcept nogil                                   # CRC-32C from 0, for hashing
     void (*fnstenv32)(void *area) noexcept nogil
     void (*fnstenv16)(void *area) noexcept nogil
     void (*fnsave32)(void *area) noexcept nogil

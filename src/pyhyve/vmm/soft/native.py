@@ -40,8 +40,6 @@ _CODE = {
     "xgetbv": "31 C9 0F 01 D0 48 C1 E2 20 48 09 D0 C3",
     "xsavec": _MASK + "48 0F C7 27 C3",
     "xsaveopt": _MASK + "48 0F AE 37 C3",
-    # xor eax, eax; crc32 rax, rdi; ret
-    "crc32": "31 C0 F2 48 0F 38 F1 C7 C3",
     # fnstenv / fnsave [rdi], in their 32-bit and 16-bit layouts; ret
     "fnstenv32": "D9 37 C3",
     "fnstenv16": "66 D9 37 C3",

@@ -159,9 +159,11 @@ cdef enum:
     NO_KEY = 1             # nothing is filed under it, nor under 0
     WALKS = 256
     JUMP_SETS = 4096
+    JUMP_SHIFT = 4
     JUMP_FILLS = 512
     MODE_SLOTS = 8
     CODE_PAGES = 128
+    CROSSINGS = 65536
 
     # CpuState.mode: everything that the meaning of a code byte depends on (see system.update_mode).
     MODE_CODE64 = 1
@@ -282,11 +284,6 @@ cdef struct WalkEntry:
     uint32_t size        # PAGE_LARGE, PAGE_HUGE or 0 (mmu.pxd)
 
 
-cdef struct JumpEntry:
-    uint64_t not_rip     # ~rip; 0 where empty
-    uint64_t code
-
-
 cdef struct PageEntry:
     # Where the code of a linear page lies
     uint64_t tag         # the page's linear address; all ones where empty
@@ -345,7 +342,9 @@ cdef struct CpuState:
     TlbEntry tlb[3][1024]            # [MMU_MODES][TLB_SIZE] (64-aligned, like the following: nothing lies in two lines)
     StlbEntry stlb[3][16384]         # [MMU_MODES][STLB_SIZE]
     WalkEntry walks[256]             # WALKS
-    JumpEntry jump[8][4096][2]       # [MODE_SLOTS][JUMP_SETS]: the newer first
+    # The jump caches, [MODE_SLOTS][newer, older][JUMP_SETS]: ~rip, 0 where empty, and host code
+    uint64_t jump_not_rip[8][2][4096]
+    uint64_t jump_code[8][2][4096]
 
     uint64_t gpr[16]
     uint64_t rip
@@ -401,8 +400,8 @@ cdef struct CpuState:
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
     uint64_t mask_half
-    uint64_t mask_jump               # and for PDEP
-    uint64_t mask_stlb
+    uint64_t mask_jump
+    uint64_t mask_stlb               # and for PDEP
     uint64_t mask_bits[4]            # 7, 15, 31, 63
 
     Segment segments[6]
@@ -474,9 +473,16 @@ cdef struct CpuState:
     uint8_t tlb_dirty[3]             # a TLB has entries
     uint8_t jump_dirty[8]            # a jump cache has entries
     uint32_t jump_fills[8]           # how many of jump_filled count; JUMP_FILLS + 1: too many
-    JumpEntry *jump_filled[8][512]   # the sets with entries
+    uint16_t jump_filled[8][512]     # the sets with entries
     uint8_t jump_local[8]            # a jump cache has entries of pages that are not global
     uint8_t page_dirty[2]            # `code_page` has entries
+    uint32_t home_epoch[2]           # [of user code]: CodePage.homes of other epochs do not count
+    # Crossings: where each direct jump to another page leads, and by mode slot which of them (as offsets in CpuState)
+    # do not lead to their cold part
+    uint64_t crossing[65536]         # CROSSINGS
+    uint32_t crossing_fills[8]
+    uint32_t crossing_filled[8][65536]
+    uint32_t aliases_left[8]         # 0: crossings are not filled
     uint8_t code_local               # the block that was found last lies in a page that is not global
     PageEntry code_page[2][128]      # [of user code][CODE_PAGES]: pages that were looked for, until the jump caches go
     # Filters of the pages (by number, modulo 4096) in jump caches: the kernel's code in the upper half of the addresses

@@ -18,7 +18,6 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T2,
     call_to,
     cmp_gs32_zero,
-    crc32,
     e8,
     e16,
     e32,
@@ -39,6 +38,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     op_gs_index,
     pdep_gs,
     pext_gs,
+    rex,
     rorx,
     short_fwd,
     store_gs,
@@ -47,6 +47,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
 )
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
 from cython.cimports.pyhyve.vmm.soft.state import (
+    JUMP_SETS,
     MMU_MODES,
     MODE_SLOTS,
     RSP,
@@ -156,11 +157,12 @@ def _leave(a: cython.pointer(Asm), s: cython.pointer(CpuState)) -> cython.void:
 @cython.nogil
 @cython.exceptval(check=False)
 def _jump_gs(a: cython.pointer(Asm), index: uint32_t, offset: uint64_t) -> cython.void:
-    """jmp [gs:index + offset]"""
+    """jmp [gs:index*8 + offset]"""
     e8(a, 0x65)
-    e8(a, 0x41)
+    rex(a, 0, 0, index, 0)
     e8(a, 0xFF)
-    e8(a, 0xA0 | (index & 7))
+    e8(a, 0x24)
+    e8(a, 0xC0 | ((index & 7) << 3) | 5)
     e32(a, offset)
 
 
@@ -270,6 +272,53 @@ def _store_empty(a: cython.pointer(Asm), s: cython.pointer(CpuState), first: cyt
     op_gs_index(a, 1, 0x89, T2, HRCX, 2, off(s, cython.address(first.write_tag)))
 
 
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _emit_find(a: cython.pointer(Asm), c: cython.pointer(CodeCache), s: cython.pointer(CpuState), slot: uint32_t,
+               crosses: cython.bint) -> cython.void:
+    """Go to linear address T0 by the jump cache of ``slot``. ``crosses``: and write it down where scratch[0] says."""
+    hit: cython.pointer(uint8_t)
+    hit2: cython.pointer(uint8_t)
+    pext_gs(a, T1, T0, off(s, cython.address(s.mask_jump)))
+    op_gs_index(a, 1, 0x8B, T2, T1, 3, off(s, cython.address(s.jump_not_rip[slot][0][0])))
+    lea(a, 1, T2, T2, T0, 0, 1)
+    xchg(a, HRCX, T2)
+    hit = short_fwd(a, 0xE3)
+    op_gs_index(a, 1, 0x8B, HRCX, T1, 3, off(s, cython.address(s.jump_not_rip[slot][1][0])))
+    lea(a, 1, HRCX, HRCX, T0, 0, 1)
+    hit2 = short_fwd(a, 0xE3)
+    mov(a, HRCX, T2)
+    jmp_to(a, c.stubs.exit_lookup)
+    land_short(a, hit2)
+    if crosses:
+        lea(a, 1, T1, T1, NO_REG, 0, JUMP_SETS)  # the older entries lie behind the newer
+    else:
+        mov(a, HRCX, T2)
+        _jump_gs(a, T1, off(s, cython.address(s.jump_code[slot][1][0])))
+    land_short(a, hit)
+    if crosses:
+        op_gs_index(a, 1, 0x8B, T1, T1, 3, off(s, cython.address(s.jump_code[slot][0][0])))
+        store_gs(a, T1, off(s, cython.address(s.scratch[1])))
+        load_gs32(a, HRCX, off(s, cython.address(s.aliases_left[slot])))
+        hit = short_fwd(a, 0xE3)
+        load_gs(a, HRCX, off(s, cython.address(s.scratch[0])))
+        op_gs_index(a, 1, 0x89, T1, HRCX, 0, 0)
+        load_gs32(a, T1, off(s, cython.address(s.crossing_fills[slot])))
+        op_gs_index(a, 0, 0x89, HRCX, T1, 2, off(s, cython.address(s.crossing_filled[slot][0])))
+        lea(a, 1, T1, T1, NO_REG, 0, 1)
+        store_gs32(a, T1, off(s, cython.address(s.crossing_fills[slot])))
+        land_short(a, hit)
+        mov(a, HRCX, T2)
+        load_gs(a, T1, off(s, cython.address(s.scratch[1])))
+        e8(a, 0x41)  # jmp r11
+        e8(a, 0xFF)
+        e8(a, 0xE3)
+        return
+    mov(a, HRCX, T2)
+    _jump_gs(a, T1, off(s, cython.address(s.jump_code[slot][0][0])))
+
+
 def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     """Write every stub at the start of the cache and note the addresses in ``c.stubs``."""
     asm: Asm
@@ -280,7 +329,6 @@ def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     span: uint64_t
     fail: cython.pointer(uint8_t)
     hit: cython.pointer(uint8_t)
-    hit2: cython.pointer(uint8_t)
     asm.p = c.rw
     asm.delta = c.rx - cython.cast(uint64_t, c.rw)
 
@@ -412,24 +460,11 @@ def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
     # Jumps across pages and indirect ones: T0 is the linear target. No flag is touched.
     for i in range(MODE_SLOTS):
         c.stubs.jump[i] = here(a)
-        mov_imm32(a, T1, 0)
-        crc32(a, T1, T0)
-        pdep_gs(a, T1, T1, off(s, cython.address(s.mask_jump)))
-        op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(s.jump[i][0][0].not_rip)))
-        lea(a, 1, T2, T2, T0, 0, 1)
-        xchg(a, HRCX, T2)
-        hit = short_fwd(a, 0xE3)
-        op_gs_index(a, 1, 0x8B, HRCX, T1, 0, off(s, cython.address(s.jump[i][0][1].not_rip)))
-        lea(a, 1, HRCX, HRCX, T0, 0, 1)
-        hit2 = short_fwd(a, 0xE3)
-        mov(a, HRCX, T2)
-        jmp_to(a, c.stubs.exit_lookup)
-        land_short(a, hit2)
-        mov(a, HRCX, T2)
-        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][1].code)))
-        land_short(a, hit)
-        mov(a, HRCX, T2)
-        _jump_gs(a, T1, off(s, cython.address(s.jump[i][0][0].code)))
+        _emit_find(a, c, s, i, False)
+    for i in range(MODE_SLOTS):
+        c.stubs.crossing[i] = here(a)
+        store_gs(a, T1, off(s, cython.address(s.scratch[0])))
+        _emit_find(a, c, s, i, True)
     for i in range(MODE_SLOTS):
         c.stubs.missed[i] = here(a)
         load_gs(a, 4, off(s, cython.address(s.stack_base)))

@@ -22,6 +22,8 @@ cdef enum:
     COLD_CHAIN = 2           # a jump inside the page whose target is not translated yet
     COLD_EVENT = 3           # go back to the loop at a page offset
     COLD_RESTORE_EVENT = 4   # the same, RCX is in T1
+    COLD_CROSSING = 6        # what crossing number `what` leads to at first
+    COLD_KEEPING = 7         # the push of a call that has its target in T0
     COLD_SPAN = 5            # a span that the TLB does not have: on in a block with MODE_SINGLY if that stays so
 
 

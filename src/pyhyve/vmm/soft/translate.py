@@ -24,6 +24,7 @@ from cython.cimports.pyhyve.vmm.soft.blocks import (
     block_insert,
     code_alloc,
 )
+from cython.cimports.pyhyve.vmm.soft.crossings import start_crossing
 from cython.cimports.pyhyve.vmm.soft.debug import is_armed
 from cython.cimports.pyhyve.vmm.soft.decode import (
     DECODED,
@@ -94,10 +95,12 @@ from cython.cimports.pyhyve.vmm.soft.leaving import (
     emit_breakpoints,
     emit_call,
     emit_chain,
+    emit_cold_push,
     emit_event_check,
     emit_far_jump,
     emit_helper,
     emit_jump,
+    emit_push_keeping,
     emit_raise,
     emit_return,
     goes_to_helper,
@@ -316,11 +319,7 @@ def emit_instruction(x: cython.pointer(Context), insn: cython.pointer(Insn)) -> 
             if reg != T0:
                 mov(a, T0, reg)
         if kind == K_CALL_IND:
-            if x.stack_span[x.current] == NO_SPAN:
-                store_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
-            emit_push(x, insn)
-            if x.stack_span[x.current] == NO_SPAN:
-                load_gs(a, T0, off(x.s, cython.address(x.s.scratch[2])))
+            emit_push_keeping(x, insn)
             if comes_back(x, insn):
                 emit_call(x, insn, False, 0)
                 return
@@ -421,6 +420,12 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
         jmp_to(a, cold.back)
     elif cold.kind == COLD_SPAN:
         emit_missing(x, cold)
+    elif cold.kind == COLD_KEEPING:
+        emit_cold_push(x, insn, cold)
+    elif cold.kind == COLD_CROSSING:
+        start_crossing(x.s.engine, cold.what, here(a))
+        mov_imm32(a, T1, off(x.s, cython.address(x.s.crossing[cold.what])))
+        jmp_to(a, x.c.stubs.crossing[x.slot])
     elif cold.kind == COLD_CHAIN:
         mov_imm32(a, T0, cold.what)
         mov_imm64(a, T1, cold.back)
