@@ -311,3 +311,21 @@ def test_keys_may_come_round(run: Run) -> None:
         mov %r9, {DATA}+8
     """)
     assert guest.words(2) == [511, 1022]
+
+
+def test_the_entry_that_is_filed_under_the_first_of_all_keys_again_is_whole(run: Run) -> None:
+    # Page 0 takes each key, gives way to a page with the same entry of the first TLB, and comes back.
+    guest = run(f"""
+        movq $5, 8
+        mov $70000, %ecx
+        mov %cr3, %rdx
+        xor %r8d, %r8d
+    1:  mov %rdx, %cr3
+        mov 8, %rax
+        mov 0x400008, %rax
+        add 8, %r8
+        dec %ecx
+        jnz 1b
+        mov %r8, {DATA}
+    """)
+    assert guest.word(0) == 350000

@@ -420,6 +420,7 @@ def fill(s, va, access, mode, host, gpa):
     frame: uint64_t
     address: uint64_t
     info: uint64_t
+    key: uint32_t
     writable: cython.bint
 
     if walk(s, va, access, mode, False, gpa, cython.address(flags)) != DONE:
@@ -451,16 +452,17 @@ def fill(s, va, access, mode, host, gpa):
     t.info = info
     t.addend = address - page
     t.read_tag = page
+    key = current_key(s, page)  # first, for it may clear all
     f.page = page
     f.addend = t.addend
     f.info = info
-    f.key = current_key(s, page)
+    f.key = key
     f.write_key = 0
     if writable and not has_code(e, frame):
         # Another vCPU may be translating from this page right now: it marks the page first and looks through the TLBs
         # then, we fill first and look for the mark then; so one of us sees the other.
         t.write_tag = page
-        f.write_key = f.key
+        f.write_key = key
         if e.cpu_count > 1:
             fence(ATOMIC)
             if has_code(e, frame):
