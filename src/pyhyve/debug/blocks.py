@@ -67,6 +67,7 @@ class Mode(IntFlag):
     FS_OPEN = 0x200000
     GS_OPEN = 0x400000
     ALIGN = 0x800000
+    SINGLY = 0x1000000
 
 
 @runtime_checkable
