@@ -329,3 +329,64 @@ def test_the_entry_that_is_filed_under_the_first_of_all_keys_again_is_whole(run:
         mov %r8, {DATA}
     """)
     assert guest.word(0) == 350000
+
+
+FAULTS = {
+    "another table where the upper levels were remembered": """
+        gate64 14, handler
+        movq $0x30007, 0x5028
+        movq $T1 + 7, PD
+        movq $T2 + 7, PD + 8
+        movq $0x100067, T1              # VA by T1, and VA + 1000h by T2
+        movq $0x101067, T2 + 8
+        movq $1, 0x101000
+        movq $2, 0x102000
+        mov %cr3, %rax
+        mov %rax, %cr3
+        movabs $VA, %rbx
+        mov (%rbx), %rax
+        movq $0, PD                     # no INVLPG: what is not there cannot be accessed either way
+        mov 0x1000(%rbx, %r8), %rdx
+        mov %rdx, DATA
+        finish
+    handler:
+        movq $T2 + 7, PD
+        movq $0x102067, T1 + 8          # the old table has another use now
+        add $8, %rsp
+        iretq
+    """,
+    "another page where one could be read": """
+        gate64 14, handler
+        movq $0x30007, 0x5028
+        movq $T1 + 7, PD
+        movq $0x101025, T1 + 8          # read-only
+        movq $1, 0x102000
+        movq $2, 0x101000
+        mov %cr3, %rax
+        mov %rax, %cr3
+        movabs $VA + 0x1000, %rbx
+        mov (%rbx, %r8), %rax
+        movq $0, T1 + 8
+        mov %rax, (%rbx, %r8)
+        mov (%rbx, %r8), %rdx
+        mov %rdx, DATA
+        finish
+    handler:
+        movq $0x102025, T1 + 8
+        add $8, %rsp
+        addq $4, (%rsp)                 # no store
+        iretq
+    """,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_page_fault_forgets_its_address(name: str) -> None:
+    """SDM Vol. 3A 4.10.4.1: whoever mends the tables in the handler needs no INVLPG."""
+    text = '.include "guest.inc"\n .equ VA, 0x140000000\n .equ PD, 0x30000\n .equ T1, 0x31000\n .equ T2, 0x32000\n'
+    guest = boot_guest(find_backend("soft"), assemble(text + "xor %r8d, %r8d\n" + FAULTS[name], ORG))
+    try:
+        guest.until_end()
+        assert guest.word(0) == 1
+    finally:
+        guest.close()

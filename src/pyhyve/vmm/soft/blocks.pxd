@@ -10,6 +10,8 @@ cdef enum:
     HASH_FACTOR = 0x9E3779B97F4A7C15   # 2^64 over the golden ratio
     NO_PAGE = 0xFFFFFFFFFFFFFFFF
     HARMLESS_WRITES = 64
+    CLAIMING = 1
+    CLAIMED = 2
     MAX_DROPS = 20
     NO_MODE = 0x80000000     # CpuState.slot_mode: the slot must be looked for
 
@@ -71,7 +73,7 @@ cdef struct CodePage:
     uint32_t harmless        # writes beside the code since it was last dropped
     uint32_t drops           # how often that happened
     uint64_t homes[16][2]    # [vCPU][of user code]: the linear address it runs at, in the low bits CpuState.home_epoch
-    uint32_t claimed         # there is translated code, or soon will be: nobody has a write tag for the page
+    uint32_t claimed         # there is translated code, or soon will be: nobody gets a write tag; CLAIMED: nobody has one
 
 
 cdef struct Stubs:

@@ -197,22 +197,23 @@ def granules(start, size):
 def claim_page(e, s, gpa):
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
     page: cython.pointer(CodePage) = page_of(c, gpa)
-    writers: uint32_t
     if page == cython.NULL:
         return -1
-    if page.claimed == 0:
-        page.claimed = 1
-        writers = tlb_protect(e, gpa)
-        if e.cpu_count > 1 and writers != 0:
-            # A store that found its write tag a moment ago may still be on its way.
-            wait_for_borders(e, s, writers)
+    if page.claimed != CLAIMED:
+        page.claimed = CLAIMING
+        tlb_protect(e, gpa)
+        # A store whose block has looked up the page some time ago may still be on its way.
+        if e.cpu_count > 1 and not wait_for_borders(e, s):
+            return 1
+        page.claimed = CLAIMED
     return 0
 
 
 def claim_pages(e, s, gpa, gpa2):
-    if claim_page(e, s, gpa) < 0:
-        return -1
-    return 0 if gpa2 == NO_PAGE else claim_page(e, s, gpa2)
+    found: cython.int = claim_page(e, s, gpa)
+    if found != 0 or gpa2 == NO_PAGE:
+        return found
+    return claim_page(e, s, gpa2)
 
 
 def block_insert(e, block):

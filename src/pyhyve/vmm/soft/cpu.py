@@ -272,6 +272,7 @@ def slow_access(s, va, what, host_pc):
     addend: uint64_t = 0
     insn_segment: uint32_t = (what >> 20) & 7
     s.host_pc = host_pc
+    s.in_block = 1
     s.bounce_active = 0
     s.bounce_mask = 0
     if s.mmio_writes >= 8:
@@ -279,7 +280,7 @@ def slow_access(s, va, what, host_pc):
         locate(s, host_pc - 1)
         s.exit.kind = EXIT_NONE
         s.slow_status = LEAVE
-        s.host_pc = 0
+        s.host_pc = s.in_block = 0
         return 0
     if what & SLOW_MASKED:
         addend = masked_access(s, va, what, cython.address(status))
@@ -295,7 +296,7 @@ def slow_access(s, va, what, host_pc):
         locate(s, host_pc - 1)
         if status == FAULT and s.exc_vector == EXC_GP and insn_segment == SS and s.mode & MODE_CODE64:
             s.exc_vector = EXC_SS
-    s.host_pc = 0
+    s.host_pc = s.in_block = 0
     return addend
 
 
@@ -314,9 +315,10 @@ def span_access(s, va, what):
         return 0
     if t.read_tag != page:
         s.count_tlb_miss += 1
+        s.in_block = 1
         if lookup(s, va, ACCESS_READ, s.mmu_mode, cython.address(host), cython.address(gpa)) != DONE:
             s.exc_pending = 0
-            return 0
+        s.in_block = 0
     if t.read_tag != page:
         return 0
     if what >> 16 & ACCESS_WRITE and t.write_tag != page and not refill(s, page, ACCESS_WRITE, s.mmu_mode):
@@ -326,7 +328,9 @@ def span_access(s, va, what):
 
 
 def slow_finish(s):
+    s.in_block = 1
     bounce_finish(s)
+    s.in_block = 0
     if s.mmio_writes or s.eoi_count or s.exit.kind:
         __atomic_fetch_or(cython.address(s.pending), PENDING_DRAIN, 5)
 
@@ -435,7 +439,7 @@ def find_block(s, kind):
 def make_block(s, gpa, gpa2, mode):
     """Translate the block at ``gpa``, unless another vCPU has done so meanwhile. NULL: look again.
 
-    Then the code is not what it was, or the cache has been flushed.
+    Then the code is not what it was, somebody has to go on first, or the cache has been flushed.
     """
     e: cython.pointer(Engine) = s.engine
     c: cython.pointer(CodeCache) = cython.cast(cython.pointer(CodeCache), e.code)
@@ -449,7 +453,9 @@ def make_block(s, gpa, gpa2, mode):
     if b != cython.NULL and b.gpa2 != gpa2:
         retire(c, b)
         b = cython.NULL
-    if b == cython.NULL and claim_pages(e, s, gpa, gpa2) == 0:
+    claimed: cython.int = claim_pages(e, s, gpa, gpa2) if b == cython.NULL else 0
+    changed = claimed > 0
+    if b == cython.NULL and claimed == 0:
         # From a copy: a store by another vCPU or a device may come at any time.
         copy_code(e, gpa, gpa2, code)
         changed = (avail < 15 and crosses_page(code, avail, mode)) != (gpa2 != NO_PAGE)

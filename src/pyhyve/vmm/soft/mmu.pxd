@@ -96,9 +96,8 @@ cdef void tlb_flush(CpuState *s, bint keep_global) noexcept nogil
 # Once, on a zeroed CpuState, before anything else: zero is not an empty tag.
 cdef void tlb_init(CpuState *s) noexcept nogil
 cdef void tlb_flush_page(CpuState *s, uint64_t va) noexcept nogil
-# Drop write permission for a guest-physical page (it now holds translated code) from every TLB of every vCPU. Returns
-# which vCPUs had it.
-cdef uint32_t tlb_protect(Engine *e, uint64_t gpa) noexcept nogil
+# Drop write permission for a guest-physical page (it now holds translated code) from every TLB of every vCPU.
+cdef void tlb_protect(Engine *e, uint64_t gpa) noexcept nogil
 
 # The slow path of emitted code. Returns what to add to `va` to get a host address: RAM filled into the TLB, or the
 # bounce buffer. *status: DONE, FAULT or LEAVE (or CODE_WRITE: the write hits the block that runs,
@@ -148,6 +147,7 @@ cdef int fill(CpuState *s, uint64_t va, int access, int mode, uint64_t *host, ui
 cdef uint32_t current_key(CpuState *s, uint64_t page) noexcept nogil
 cdef void drop_key(CpuState *s, uint64_t half) noexcept nogil
 cdef uint32_t page_flags(CpuState *s, int mode, uint64_t rights, uint64_t entry, uint32_t size) noexcept nogil
+cdef void forget_page(CpuState *s, uint64_t va) noexcept nogil
 cdef WalkEntry *walk_entry(CpuState *s, uint64_t va) noexcept nogil
 cdef int long_walk(CpuState *s, uint64_t va, int access, int mode, bint quiet, uint64_t *gpa,
                    uint32_t *flags) noexcept nogil

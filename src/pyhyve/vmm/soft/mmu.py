@@ -161,8 +161,24 @@ def page_fault(s, va, access, mode, quiet, error):
         error |= PF_FETCH
     if mode == MMU_USER:
         error |= PF_USER
+    forget_page(s, va)
     s.exc_cr2 = va
     return raise_fault(s, EXC_PF, True, error)
+
+
+def forget_page(s, va):
+    """A page fault invalidates what is cached of its address (SDM Vol. 3A 4.10.4.1): the handler may just mend the tables."""
+    page: uint64_t = va - (va & PAGE_OFFSET)
+    index: uint64_t = (va >> 12) & (TLB_SIZE - 1)
+    mode: cython.int
+    f: cython.pointer[StlbEntry]
+    walk_entry(s, va).key = 0
+    for mode in range(MMU_MODES):
+        f = stlb_entry(s, mode, page)
+        if f.page == page:
+            f.key = f.write_key = 0
+        if s.tlb[mode][index].read_tag == page:
+            clear_entry(cython.address(s.tlb[mode][index]), index)
 
 
 def permitted(s, access, mode, rights, nx):
@@ -636,7 +652,6 @@ def tlb_protect(e, gpa):
     i: uint64_t
     s: cython.pointer[CpuState]
     t: cython.pointer[TlbEntry]
-    writers: uint32_t = 0
     # The page's mark must be seen before its entries are looked for (see ``fill``), and the key be gone: who brings an
     # entry back from the second TLB writes the tag first and looks at the key then.
     fence(ATOMIC)
@@ -651,8 +666,6 @@ def tlb_protect(e, gpa):
                 t = cython.address(s.tlb[mode][i])
                 if t.info & FRAME == page and (t.write_tag >> 12) & (TLB_SIZE - 1) == i:
                     t.write_tag = empty_tag(i)
-                    writers |= cython.cast(uint32_t, 1) << cpu
-    return writers
 
 
 # Memory by host address

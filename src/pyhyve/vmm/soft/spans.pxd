@@ -1,6 +1,6 @@
 # Spans: memory around a register that instructions of a block access with one look-up.
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from pyhyve.vmm.soft.insn cimport Insn
 from pyhyve.vmm.soft.translate cimport Cold, Context, Span
@@ -19,6 +19,8 @@ cdef void emit_looks(Context *x, uint32_t number) noexcept nogil
 cdef bint looks_at(Context *x, uint32_t number) noexcept nogil
 # Make the memory operand of emit_mem_form `disp` bytes behind the register of the span. Uses T2.
 cdef void use_span(Context *x, uint32_t number, int64_t disp) noexcept nogil
+# Behind the last instruction: take out what was stored for later and never loaded.
+cdef void forget_unused(Context *x) noexcept nogil
 # ... what the operand of the instruction has.
 cdef void use_operand(Context *x, Insn *insn) noexcept nogil
 # The cold part of a look-up.

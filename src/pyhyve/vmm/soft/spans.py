@@ -199,6 +199,7 @@ def join(x, open, since, base, low, size, writes):
     span.accesses = 1
     span.writes = writes
     span.branch = 0
+    span.kept = cython.NULL
     place(x, since, number)
     return number
 
@@ -337,6 +338,7 @@ def emit_looks(x, number):
         x.cold[x.colds - 1].what = size | access << 16
         if span.base == REG_RIP or is_spilled(span.base):
             lea(a, 1, T2, T2, T0, 0, -low)
+        span.kept = a.p
         store_gs(a, T2, off(x.s, cython.address(x.s.span[i])))
         x.held[2] = SPAN_HELD + i
 
@@ -345,6 +347,7 @@ def use_span(x, number, disp):
     base: uint32_t = x.spans[number].base
     if x.held[2] != SPAN_HELD + number:
         load_gs(cython.address(x.a), T2, off(x.s, cython.address(x.s.span[number])))
+        x.spans[number].kept = cython.NULL
         x.held[2] = SPAN_HELD + number
     x.disp = disp
     if base == REG_RIP or is_spilled(base):
@@ -353,6 +356,20 @@ def use_span(x, number, disp):
     else:
         x.base = host_reg(base)
         x.index = T2
+
+
+def forget_unused(x):
+    i: uint32_t
+    at: cython.pointer(uint8_t)
+    for i in range(x.span_count):
+        at = x.spans[i].kept
+        if is_used(x, cython.address(x.spans[i]), i) and at != cython.NULL:
+            # a NOP of the length of `store_gs`
+            at[0] = 0x66
+            at[1] = 0x0F
+            at[2] = 0x1F
+            at[3] = 0x84
+            at[4] = at[5] = at[6] = at[7] = at[8] = 0
 
 
 def use_operand(x, insn):

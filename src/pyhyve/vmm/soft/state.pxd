@@ -367,7 +367,8 @@ cdef struct CpuState:
     # Between threads (threads.py)
     uint32_t running                 # may be inside translated code or a helper
     uint32_t border                  # block borders passed
-    uint32_t lock_wait               # waits for the code lock
+    uint32_t lock_wait               # waits for the code lock: 1 at a block border, 2 in a slow path
+    uint32_t in_block                # a slow path of emitted code runs: what its block has looked up may still be used
     uint32_t down                    # not to run before a start-up IPI
     uint32_t dead                    # halted with interrupts off
     uint32_t pauses                  # PAUSE instructions executed

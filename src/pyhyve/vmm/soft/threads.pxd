@@ -37,7 +37,8 @@ cdef void park(CpuState *s) noexcept nogil
 cdef bint world_stop(Engine *e, CpuState *s) noexcept nogil
 cdef void world_go(Engine *e) noexcept nogil
 
-# Wait until each vCPU of `mask` but `s` has come to a block border, is outside guest code, or waits for the code lock.
-cdef void wait_for_borders(Engine *e, CpuState *s, uint32_t mask) noexcept nogil
+# Wait until each vCPU but `s` has come to a block border, is outside guest code, or waits for the code lock there.
+# False: one waits for the lock in the middle of a block. Give it back, and try again.
+cdef bint wait_for_borders(Engine *e, CpuState *s) noexcept nogil
 
 cdef void spin(uint32_t *turns) noexcept nogil

@@ -41,7 +41,7 @@ def lock_code(e, s):
     if swap32(cython.address(e.code_lock), cython.address(free), 1, False, ATOMIC, ATOMIC):
         return
     if s != cython.NULL:
-        store32(cython.address(s.lock_wait), 1, ATOMIC)
+        store32(cython.address(s.lock_wait), 2 if s.in_block else 1, ATOMIC)
     for turns in range(200):
         free = 0
         if swap32(cython.address(e.code_lock), cython.address(free), 1, False, ATOMIC, ATOMIC):
@@ -115,22 +115,28 @@ def world_go(e):
     syscall(SYS_FUTEX, cython.address(e.stop), FUTEX_WAKE_PRIVATE, EVERYBODY, cython.NULL, cython.NULL, 0)
 
 
-def wait_for_borders(e, s, mask):
+def wait_for_borders(e, s):
     i: uint32_t
     turns: uint32_t
     border: uint32_t
+    wait: uint32_t
     other: cython.pointer(CpuState)
     fence(ATOMIC)  # the permissions are gone before it is asked who runs: whoever starts now sees that
     for i in range(e.cpu_count):
         other = e.cpus[i]
-        if other == s or (mask >> i) & 1 == 0 or __atomic_load_n(cython.address(other.running), ATOMIC) == 0:
+        if other == s or __atomic_load_n(cython.address(other.running), ATOMIC) == 0:
             continue
         border = __atomic_load_n(cython.address(other.border), ATOMIC)
         wake(other, PENDING_BORDER)
         turns = 0
         while (
             __atomic_load_n(cython.address(other.running), ATOMIC)
-            and __atomic_load_n(cython.address(other.lock_wait), ATOMIC) == 0
             and __atomic_load_n(cython.address(other.border), ATOMIC) == border
         ):
+            wait = __atomic_load_n(cython.address(other.lock_wait), ATOMIC)
+            if wait == 2:
+                return False  # inside a block, and it goes on only when the code lock is free
+            if wait == 1:
+                break
             spin(cython.address(turns))
+    return True

@@ -43,6 +43,7 @@ cdef struct Span:
     uint32_t accesses
     uint32_t writes
     uint32_t branch          # a conditional jump stands between
+    uint8_t *kept            # where the look-up's result is stored, NULL if it was loaded from there
 
 
 cdef struct Cold:

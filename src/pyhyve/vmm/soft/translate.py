@@ -132,7 +132,15 @@ from cython.cimports.pyhyve.vmm.soft.plain import (
     emit_string,
     simple_lea,
 )
-from cython.cimports.pyhyve.vmm.soft.spans import emit_looks, emit_missing, find_spans, looks_at, use_operand, use_span
+from cython.cimports.pyhyve.vmm.soft.spans import (
+    emit_looks,
+    emit_missing,
+    find_spans,
+    forget_unused,
+    looks_at,
+    use_operand,
+    use_span,
+)
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
@@ -598,6 +606,7 @@ def translate(e, s, gpa, gpa2, code, avail, mode):
                 emit_chain(x, CC_ALWAYS, next_offset, False)
         else:
             emit_jump(x, last, next_offset)
+    forget_unused(x)
     i = 0
     while i < x.colds:  # a slow path may need slow paths itself
         if i == 0 and x.mode & MODE_STEP == 0:
