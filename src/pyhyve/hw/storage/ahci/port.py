@@ -7,11 +7,8 @@ descriptors, and has the drive begin the command. The data moves between the bac
 threads, or at once if it is little and the host has it in its cache. At the end the task file, a frame in memory and an
 interrupt tell the driver. Queued (NCQ) commands run side by side, any other one alone.
 
-``process`` runs where it is over soonest. A driver that has one command at a time waits for it: then the vCPU's own
-thread, in the write to PxCI, is quicker than one that has to wake up first. One that goes on with other commands is
-served by the event loop's thread meanwhile, and needs fewer interrupts. The two are told apart by whether a write to
-PxCI finds commands that have not ended or whose interrupt has not been taken. Since a command that is over at once is
-never found so, a few go to the loop's thread from time to time, to see.
+``process`` runs in the vCPU's own thread, in the write to PxCI: to wake up another thread takes longer than to begin a
+command, and the guest waits for this write anyway.
 
 A command that fails stops the list until the driver has cleared PxCMD.ST; so does an address outside memory. Requests
 that are on their way when a driver stops the port or resets it are waited for, not reported: PxCMD.CR stays set, or
@@ -60,9 +57,6 @@ _FROM_SERR, _CONNECT, _EXCHANGED = int(IRQ_FROM_SERR), int(Irq.CONNECT), int(Ser
 _D2H, _PIO, _DEVICE_BITS, _DESCRIPTOR = int(Irq.D2H), int(Irq.PIO_SETUP), int(Irq.DEVICE_BITS), int(Irq.DESCRIPTOR)
 _START, _FIS_ENABLE, _CURRENT_SLOT = int(Cmd.START), int(Cmd.FIS_ENABLE), int(Cmd.CURRENT_SLOT)
 _BUSY, _ERROR = int(Ata.BUSY), int(Ata.ERROR)
-ELSEWHERE, PROBE_EVERY, PROBES = 64, 128, 4
-"""Writes to PxCI: how many go to the event loop once one has met another's command, and how many from time to time."""
-
 _AFTER_RESET = 0x0100
 """The error register after a reset: diagnostics passed."""
 
@@ -118,7 +112,6 @@ class Port:
         self._running: dict[int, Request] = {}
         self._alone = False
         self._processing = False
-        self._here = self._elsewhere = 0
         self._last_slot = SLOTS - 1
         self._soft_reset = False
         self.power_on()
@@ -195,19 +188,8 @@ class Port:
     def _write_ci(self, value: int) -> None:
         if not self.cmd & _START:
             return
-        if self._running or self.irq or self.ci:
-            self._elsewhere = ELSEWHERE
-        elif self._elsewhere:
-            self._elsewhere -= 1
-        else:
-            self._here += 1
-            if self._here == PROBE_EVERY:
-                self._here, self._elsewhere = 0, PROBES
         self.ci |= value
-        if self._elsewhere:
-            self._controller.schedule(self)
-        else:
-            self.process()
+        self.process()
 
     def pending(self) -> int:
         """PxIS."""
