@@ -2,8 +2,8 @@
 
 A jump cache answers the jumps that lead out of a page and the indirect ones: host code by linear rip, two entries a set,
 the newer first; bits of the address choose the set, for the host has an instruction to pick them that leaves flags
-alone. Emitted code looks there by itself (``stubs``), the loop behind it. A vCPU has one such cache for each mode that runs. When one has few
-entries, they are remembered by set, so that forgetting them all costs no more than they did.
+alone. Emitted code looks there by itself (``stubs``), the loop behind it. A vCPU has one such cache for each mode that
+runs. When one has few entries, they are remembered by set, so that forgetting them all costs no more than they did.
 
 What is not there is looked for by guest-physical address. For that the pages of code are cached, too: page walks are
 dear.
