@@ -170,7 +170,7 @@ def _symbols(path: str) -> list[tuple[int, str]]:
 
 
 def _readable(symbol: str) -> str:
-    """``mmu.lookup`` for what Cython makes of it."""
+    """``tlb.lookup`` for what Cython makes of it."""
     found = re.match(r"__pyx_f_6pyhyve_3vmm_4soft_(\d+)(\w+)", symbol)
     if not found:
         return symbol

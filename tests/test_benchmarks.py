@@ -245,6 +245,6 @@ def test_a_line_compares_with_qemu_and_the_host():
     assert "[at most 0.4: NOT KEPT; aim native × 2]" in line.text()
     assert Line("calls", "recursion", [0.5]).ratio is None
 def test_symbols_of_the_engine_are_readable():
-    assert profile._readable("__pyx_f_6pyhyve_3vmm_4soft_3mmu_tlb_fill") == "mmu.tlb_fill"
+    assert profile._readable("__pyx_f_6pyhyve_3vmm_4soft_6bounce_tlb_fill") == "bounce.tlb_fill"
     assert profile._readable("__pyx_f_6pyhyve_3vmm_4soft_6blocks_block_find.part.0") == "blocks.block_find"
     assert profile._readable("memcpy") == "memcpy"

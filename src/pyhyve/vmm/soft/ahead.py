@@ -25,7 +25,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
 )
 from cython.cimports.pyhyve.vmm.soft.insn import Insn
 from cython.cimports.pyhyve.vmm.soft.leaving import goes_to_helper, trap_of
-from cython.cimports.pyhyve.vmm.soft.mmu import ram_host
+from cython.cimports.pyhyve.vmm.soft.physical import ram_host
 from cython.cimports.pyhyve.vmm.soft.state import FLAGS_ARITH, MODE_CODE64
 
 

@@ -26,7 +26,7 @@ from cython.cimports.posix.mman import (
 )
 from cython.cimports.posix.unistd import close, ftruncate
 from cython.cimports.pyhyve.vmm.soft.jumps import clear_slot
-from cython.cimports.pyhyve.vmm.soft.mmu import tlb_protect
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_protect
 from cython.cimports.pyhyve.vmm.soft.state import (
     ATOMIC,
     MODE_SLOTS,

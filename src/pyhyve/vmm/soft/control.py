@@ -14,7 +14,9 @@ from cython.cimports.pyhyve.vmm.soft.debug import debug_update, raise_debug
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_get_tpr, lapic_set_tpr
-from cython.cimports.pyhyve.vmm.soft.mmu import ram_host, read_operand, tlb_flush, write_operand
+from cython.cimports.pyhyve.vmm.soft.addresses import read_operand, write_operand
+from cython.cimports.pyhyve.vmm.soft.physical import ram_host
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.modes import DR6_FIXED, update_mode
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (

@@ -52,19 +52,12 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_next_deadline,
     lapic_timer_expired,
 )
-from cython.cimports.pyhyve.vmm.soft.mmu import (
-    ALONE,
-    CODE_WRITE,
-    PAGE_GLOBAL,
-    bounce_finish,
-    check_alignment,
-    close_store,
-    linear,
-    lookup,
-    ram_host,
-    refill,
-    tlb_fill,
-)
+from cython.cimports.pyhyve.vmm.soft.access import close_store
+from cython.cimports.pyhyve.vmm.soft.addresses import check_alignment, linear
+from cython.cimports.pyhyve.vmm.soft.bounce import ALONE, CODE_WRITE, bounce_finish, tlb_fill
+from cython.cimports.pyhyve.vmm.soft.physical import ram_host
+from cython.cimports.pyhyve.vmm.soft.tlb import lookup, refill
+from cython.cimports.pyhyve.vmm.soft.walks import PAGE_GLOBAL
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.stack import in_guard, use_signal_stack
 from cython.cimports.pyhyve.vmm.soft.state import (

@@ -15,7 +15,7 @@ import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import CodeCache, CodePage
 from cython.cimports.pyhyve.vmm.soft.jumps import clear_jumps_of
-from cython.cimports.pyhyve.vmm.soft.mmu import PAGE_OFFSET
+from cython.cimports.pyhyve.vmm.soft.physical import PAGE_OFFSET
 from cython.cimports.pyhyve.vmm.soft.state import CROSSINGS, MODE_USER, PAGE_MASK
 
 

@@ -10,8 +10,8 @@ starts there compares its page with the armed one and, if it is that one, goes b
 step mode, whose blocks look for nothing. A new armed address drops the pages of code that have something at its
 offset. So a breakpoint costs nothing but a comparison at one instruction in four thousand.
 
-**Watchpoints.** A page with watched bytes has no tags in the vCPU's TLB, so that every access comes to ``mmu``, which
-calls ``watch_access`` with the exact bytes. Inside a block of several instructions the access is not made: the
+**Watchpoints.** A page with watched bytes has no tags in the vCPU's TLB, so that every access comes to ``bounce`` or ``access``,
+which call ``watch_access`` with the exact bytes. Inside a block of several instructions the access is not made: the
 instruction runs again in step mode, and there it is noted in ``watch_hits``. The loop looks at that behind every
 instruction and event, and ``report_hits`` stops or raises #DB. What an instruction noted that then faults, or that
 waits for a device's answer and runs again, is forgotten.
@@ -20,7 +20,7 @@ waits for a device's answer and runs again, is forgotten.
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import offsets_changed
-from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush, tlb_flush_page
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush, tlb_flush_page
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR4_DE,
     CS,

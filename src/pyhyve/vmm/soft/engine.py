@@ -46,7 +46,9 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     timer_poke,
     wake,
 )
-from cython.cimports.pyhyve.vmm.soft.mmu import ram_host, tlb_flush, tlb_init, walk
+from cython.cimports.pyhyve.vmm.soft.physical import ram_host
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush, tlb_init
+from cython.cimports.pyhyve.vmm.soft.walks import walk
 from cython.cimports.pyhyve.vmm.soft.stack import stack_create, stack_destroy
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,

@@ -12,7 +12,7 @@ that software asks for is delivered by the instruction's helper itself.
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.insn import next_rip
-from cython.cimports.pyhyve.vmm.soft.mmu import mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.access import mem_write, system_read
 from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_INTERRUPT_GATE,
     TYPE_INTERRUPT_GATE16,

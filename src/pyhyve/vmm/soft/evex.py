@@ -27,24 +27,18 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
 )
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish
-from cython.cimports.pyhyve.vmm.soft.mmu import (
-    ACCESS_UNALIGNED,
-    BOUNCED,
-    CODE_WRITE,
-    OPEN_STORE,
-    PAGE,
-    PAGE_OFFSET,
-    check_alignment,
-    linear,
-    lookup,
+from cython.cimports.pyhyve.vmm.soft.access import (
     mem_read,
     mem_write,
     next_page,
     overwrites_code,
     read_part,
-    writable_now,
     write_part,
 )
+from cython.cimports.pyhyve.vmm.soft.addresses import ACCESS_UNALIGNED, check_alignment, linear
+from cython.cimports.pyhyve.vmm.soft.bounce import BOUNCED, CODE_WRITE, OPEN_STORE
+from cython.cimports.pyhyve.vmm.soft.physical import PAGE, PAGE_OFFSET
+from cython.cimports.pyhyve.vmm.soft.tlb import lookup, writable_now
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,

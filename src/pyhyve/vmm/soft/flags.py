@@ -8,7 +8,8 @@ from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.cpuid import R_EBX, feature
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_read, mem_write
+from cython.cimports.pyhyve.vmm.soft.access import mem_read, mem_write
+from cython.cimports.pyhyve.vmm.soft.addresses import linear
 from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,

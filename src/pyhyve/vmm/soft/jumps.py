@@ -16,15 +16,9 @@ kernel's, where a filter of page numbers says that they may have something of th
 import cython
 from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.crossings import clear_crossings, crossings_init
-from cython.cimports.pyhyve.vmm.soft.mmu import (
-    FRAME,
-    PAGE_GLOBAL,
-    PAGE_HUGE,
-    PAGE_LARGE,
-    PAGE_OFFSET,
-    note_large,
-    walk,
-)
+from cython.cimports.pyhyve.vmm.soft.physical import FRAME, PAGE_OFFSET
+from cython.cimports.pyhyve.vmm.soft.tlb import note_large
+from cython.cimports.pyhyve.vmm.soft.walks import PAGE_GLOBAL, PAGE_HUGE, PAGE_LARGE, walk
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_EXEC,

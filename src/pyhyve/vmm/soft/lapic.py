@@ -18,7 +18,7 @@ interrupts and arms the next period on the grid of the first, leaving out those 
 import cython
 from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
-from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ATOMIC,

@@ -8,7 +8,8 @@ import cython
 from cython.cimports.libc.stdint import int16_t, int32_t, int64_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import effective_address, linear, mem_probe, mem_read, mem_write
+from cython.cimports.pyhyve.vmm.soft.access import mem_probe, mem_read, mem_write
+from cython.cimports.pyhyve.vmm.soft.addresses import effective_address, linear
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,

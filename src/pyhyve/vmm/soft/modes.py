@@ -9,7 +9,7 @@ from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.cpuid import cpuid_row
 from cython.cimports.pyhyve.vmm.soft.debug import debug_update
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_reset
-from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.msr import APIC_BASE_RESET, APIC_BSP, PAT_LOW_RESET
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR0_AM,

@@ -18,7 +18,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
     lapic_msr_write,
     lapic_set_base,
 )
-from cython.cimports.pyhyve.vmm.soft.mmu import tlb_flush
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.pvclock import (

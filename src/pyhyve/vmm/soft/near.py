@@ -8,7 +8,8 @@ import cython
 from cython.cimports.libc.stdint import int64_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import Insn, finish, get_gpr, next_rip, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_read, read_operand, write_operand
+from cython.cimports.pyhyve.vmm.soft.access import mem_read
+from cython.cimports.pyhyve.vmm.soft.addresses import linear, read_operand, write_operand
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     CS,

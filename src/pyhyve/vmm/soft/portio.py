@@ -13,7 +13,8 @@ from cython.cimports.pyhyve.vmm.soft.debug import port_access
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish, set_gpr
 from cython.cimports.pyhyve.vmm.soft.lapic import scale
-from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_probe, mem_read, mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.access import mem_probe, mem_read, mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.addresses import linear
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,

@@ -12,7 +12,8 @@ import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.blocks import code_written, has_code
 from cython.cimports.pyhyve.vmm.soft.cpuid import R_EAX, feature
-from cython.cimports.pyhyve.vmm.soft.mmu import fence, ram_host
+from cython.cimports.pyhyve.vmm.soft.physical import ram_host
+from cython.cimports.pyhyve.vmm.soft.tlb import fence
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import ATOMIC, DONE, LOW32, gp
 

@@ -12,17 +12,8 @@ import cython
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import (
-    close_store,
-    effective_address,
-    linear,
-    mem_pointer,
-    mem_read,
-    mem_write,
-    read_operand,
-    system_read,
-    write_operand,
-)
+from cython.cimports.pyhyve.vmm.soft.access import close_store, mem_pointer, mem_read, mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.addresses import effective_address, linear, read_operand, write_operand
 from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,

@@ -15,7 +15,8 @@ from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, watch_covers
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish, get_gpr, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import linear, mem_pointer, mem_probe, mem_read, mem_write
+from cython.cimports.pyhyve.vmm.soft.access import mem_pointer, mem_probe, mem_read, mem_write
+from cython.cimports.pyhyve.vmm.soft.addresses import linear
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,

@@ -187,7 +187,7 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     """What a miss of the TLB calls: T0 address, T1 what -> T2 what to add to T0. No flag is touched.
 
     The second TLB's entry for the page is copied to the first; without one ``slow`` does it all. For a store the write
-    tag comes last, and then the key is looked at once more: see ``mmu.tlb_protect``. For a span T1 is 0 then.
+    tag comes last, and then the key is looked at once more: see ``tlb.tlb_protect``. For a span T1 is 0 then.
     """
     miss: uint64_t
     found: cython.pointer(uint8_t)

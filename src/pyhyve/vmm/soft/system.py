@@ -8,7 +8,9 @@ from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.cpuid import LEAF_EXTENDED, R_EBX, R_ECX, R_EDX, feature
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import effective_address, linear, mem_read, tlb_flush, tlb_flush_page
+from cython.cimports.pyhyve.vmm.soft.access import mem_read
+from cython.cimports.pyhyve.vmm.soft.addresses import effective_address, linear
+from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush, tlb_flush_page
 from cython.cimports.pyhyve.vmm.soft.msr import exit_to, guest_tsc, set_base
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR4_PCIDE,

@@ -8,15 +8,8 @@ import cython
 from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, set_gpr
-from cython.cimports.pyhyve.vmm.soft.mmu import (
-    effective_address,
-    linear,
-    mem_probe,
-    mem_read,
-    mem_write,
-    system_read,
-    write_operand,
-)
+from cython.cimports.pyhyve.vmm.soft.access import mem_probe, mem_read, mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.addresses import effective_address, linear, write_operand
 from cython.cimports.pyhyve.vmm.soft.segments import (
     SELECTOR_TI,
     TYPE_BUSY,

@@ -8,7 +8,7 @@ import cython
 from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t, uint8_t
 from cython.cimports.pyhyve.vmm.soft.control import set_cr3
 from cython.cimports.pyhyve.vmm.soft.debug import debug_update
-from cython.cimports.pyhyve.vmm.soft.mmu import mem_probe, mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.access import mem_probe, mem_write, system_read
 from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.segments import (
     SELECTOR_TI,

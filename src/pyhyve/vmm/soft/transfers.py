@@ -8,7 +8,7 @@ import cython
 from cython.cimports.libc.stdint import uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import next_rip
-from cython.cimports.pyhyve.vmm.soft.mmu import system_read
+from cython.cimports.pyhyve.vmm.soft.access import system_read
 from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_CALL_GATE,

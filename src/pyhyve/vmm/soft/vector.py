@@ -16,16 +16,8 @@ import cython
 from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish
-from cython.cimports.pyhyve.vmm.soft.mmu import (
-    ACCESS_UNALIGNED,
-    effective_address,
-    linear,
-    mem_pointer,
-    mem_probe,
-    mem_read,
-    mem_write,
-    next_page,
-)
+from cython.cimports.pyhyve.vmm.soft.access import mem_pointer, mem_probe, mem_read, mem_write, next_page
+from cython.cimports.pyhyve.vmm.soft.addresses import ACCESS_UNALIGNED, effective_address, linear
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
