@@ -8,6 +8,7 @@ natively on the host too: the same files, the same command.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -34,14 +35,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One command, with ``{n}`` for how much of it. ``needs`` is the program of the host's that it takes, if any."""
+    """One command, with ``{n}`` for how much of it, ``bin/NAME`` for programs of the host's, PYTHON for Python's."""
 
     name: str
     group: str
     command: str
     n: int = 0
-    needs: str = ""
     cpus: int = 1
+
+    @property
+    def needs(self) -> set[str]:
+        """The programs of the host's that it takes."""
+        return set(re.findall(r"\bbin/(\w+)", self.command))
 
     def line(self, quick: bool) -> str:
         """The command to run."""
@@ -77,15 +82,17 @@ WORKLOADS = [
     *_c("calls", "calls", recursion=1000, calls=40000, indirect=20000, callback=100),
     *_c("floats", "floats", matrix=200, fft=2000, nbody=2000, x87=30000, sse=100000, avx2=60000),
     *_c("memory", "strings", copy=5000, fill=5000, bulk=300, bytes=20000, search=10000),
-    Workload("gzip", "programs", "bin/gzip -n -c <text >out && bin/gzip -dc out | bin/sha256sum", needs="gzip"),
-    Workload("xz", "programs", "bin/xz -1 -c <text >out && bin/xz -dc out | bin/sha256sum", needs="xz"),
-    Workload("zstd", "programs", "bin/zstd -5 -q -c <text >out && bin/zstd -q -dc out | bin/sha256sum", needs="zstd"),
-    Workload("sha256sum", "programs", "bin/sha256sum text text text text text text", needs="sha256sum"),
-    Workload("sqlite3", "programs", "bin/sqlite3 :memory: <queries.sql", needs="sqlite3"),
-    Workload("python3", "programs", "PYTHON {n}", 10, needs="python3"),
+    Workload("gzip", "programs", "bin/gzip -n -c <text >out && bin/gzip -dc out | bin/sha256sum"),
+    Workload("xz", "programs", "bin/xz -1 -c <text >out && bin/xz -dc out | bin/sha256sum"),
+    Workload("zstd", "programs", "bin/zstd -5 -q -c <text >out && bin/zstd -q -dc out | bin/sha256sum"),
+    Workload("sha256sum", "programs", "bin/sha256sum text text text text text text"),
+    Workload("sqlite3", "programs", "bin/sqlite3 :memory: <queries.sql"),
+    Workload("python3", "programs", "PYTHON {n}", 10),
     *_c("kernel", "kernel", syscalls=400, files=600, signals=500, pipes=60),
     *_c("paging", "paging", faults=40, forks=200, execs=200, mappings=60),
-    *_c("parallel", "threads", cpus=2, apart=300, together=40000),
+    *_c("parallel", "threads", cpus=2, apart=600, together=120000),
+    Workload("xz2", "parallel", "bin/xz -T2 --block-size=768KiB -1 -c <text | bin/xz -dc | bin/sha256sum", cpus=2),
+    Workload("pipeline", "parallel", "bin/gzip -n -c <text | bin/zstd -5 -q -c | bin/sha256sum", cpus=2),
 ]
 
 
@@ -119,12 +126,12 @@ def pack(folder: Path) -> Cargo:
     missing: dict[str, str] = {}
     (folder / "bin").mkdir()
     for workload in WORKLOADS:
-        if workload.needs and workload.needs != "python3":
-            program = shutil.which(workload.needs)
+        for name in workload.needs:
+            program = shutil.which(name)
             if program is None:
-                missing[workload.name] = f"`{workload.needs}` is not on this host"
-                continue
-            shutil.copy(program, folder / "bin" / workload.needs)
+                missing[workload.name] = f"`{name}` is not on this host"
+                break
+            shutil.copy(program, folder / "bin" / name)
             files |= {path: File(Path(path).read_bytes()) for path in libraries(program)}
     for path in folder.rglob("*"):
         if path.is_file():

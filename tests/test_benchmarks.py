@@ -228,7 +228,7 @@ def test_every_workload_does_some_of_its_work(tmp_path):
     assert len(suite.text(1000)) == 1000
     for workload in suite.WORKLOADS:
         assert workload.group in suite.GROUPS
-        if workload.needs:
+        if not workload.command.startswith("./"):
             continue
         program, name, _ = workload.line(quick=True).split()
         runs = [subprocess.run([program, name, "1"], cwd=tmp_path, capture_output=True, check=True) for _ in range(2)]
