@@ -804,7 +804,7 @@ def run_loop(s):
                 return True
         elif why == X_RAISE:
             set_linear(s, s.page_va + s.exit_target)
-            raise_fault(s, cython.cast(uint8_t, s.exit_insn), False, 0)
+            raise_fault(s, cython.cast(uint8_t, s.exit_insn), s.exit_insn == EXC_GP, 0)
             continue
         elif why == X_SLOW:
             status = s.slow_status

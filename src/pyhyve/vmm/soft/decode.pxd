@@ -93,6 +93,7 @@ cdef enum:
 
     DECODED = 0
     NEED_BYTES = 1       # the bytes end before the instruction does
+    TOO_LONG = 2         # inside decode.py: the instruction has more than 15 bytes
 
 
 cdef struct OpInfo:
@@ -122,8 +123,10 @@ cdef struct OpInfo:
 cdef OpInfo ops[2048]
 
 # Decode at most `avail` bytes at `code` as MODE_* `mode` has it. An unknown or invalid encoding comes out as K_UD.
-# DECODED, or NEED_BYTES. More than 15 bytes come out as K_UD of length 15 (the caller raises #GP).
+# DECODED, or NEED_BYTES. More than 15 bytes come out as K_UD of length 15 with `too_long`.
 cdef int decode(const uint8_t *code, uint32_t avail, uint32_t mode, Insn *insn) noexcept nogil
+# DECODED, NEED_BYTES or TOO_LONG; with NEED_BYTES and TOO_LONG not all fields are right.
+cdef int decode_fields(const uint8_t *code, uint32_t avail, uint32_t mode, Insn *insn) noexcept nogil
 # Does an EVEX instruction with this row encode nothing that raises #UD? What depends on the processor in the forms
 # without memory is left to the host, which runs the same encoding.
 cdef bint evex_valid(Insn *insn, OpInfo *op) noexcept nogil

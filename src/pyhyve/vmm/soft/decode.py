@@ -270,6 +270,17 @@ def evex_valid(insn, op):
 
 
 def decode(code, avail, mode, insn):
+    status: cython.int = decode_fields(code, avail, mode, insn)
+    insn.too_long = status == TOO_LONG
+    if status != TOO_LONG:
+        return status
+    insn.op = 0
+    insn.has_mem = 0
+    insn.length = 15
+    return DECODED
+
+
+def decode_fields(code, avail, mode, insn):
     n: uint32_t = 0
     b: uint8_t
     rex: uint8_t = 0
@@ -289,7 +300,7 @@ def decode(code, avail, mode, insn):
     index: uint32_t
     value: uint64_t
     limit: uint32_t = avail if avail < 15 else 15
-    short_by: cython.int = NEED_BYTES if avail < 15 else DECODED
+    short_by: cython.int = NEED_BYTES if avail < 15 else cython.cast(cython.int, TOO_LONG)
 
     insn.imm = 0
     insn.disp = 0
@@ -321,7 +332,6 @@ def decode(code, avail, mode, insn):
     insn.mem_access = MEM_NONE
     insn.imm_size = 0
     insn.code_size = 8 if code64 else (4 if big else 2)
-    insn.length = 15
     insn.opsize = 4 if big else 2
     insn.addrsize = insn.code_size
 

@@ -50,6 +50,7 @@ cdef struct Insn:
     uint8_t mem_access
     uint8_t imm_size
     uint8_t code_size        # 2, 4, 8: of the code segment it was decoded in
+    uint8_t too_long         # more than 15 bytes: nothing else counts
     uint8_t evex[3]          # the bytes behind 62, R', X, V', vvvv, z, b and aaa as they are
 
 

@@ -77,6 +77,7 @@ from cython.cimports.pyhyve.vmm.soft.operands import add_cold
 from cython.cimports.pyhyve.vmm.soft.plain import emit_access, emit_push, emit_return_address
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_WRITE,
+    EXC_GP,
     EXC_NM,
     EXC_UD,
     FLAGS_ARITH,
@@ -430,7 +431,7 @@ def trap_of(x, insn):
     op: cython.pointer(OpInfo) = cython.address(ops[insn.op])
     need: uint32_t = op.need
     if op.kind == K_UD:
-        return EXC_UD
+        return EXC_GP if insn.too_long else cython.cast(uint32_t, EXC_UD)
     if need == 0:
         return 0
     if need & NEED_WAIT:

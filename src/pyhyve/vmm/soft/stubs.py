@@ -198,7 +198,7 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     store_gs(a, T1, off(s, cython.address(s.kept[1])))
     movzx16(a, HRCX, T1)
     lea(a, 1, HRCX, HRCX, T0, 0, 0)
-    rorx(a, T1, T0, 12)  # its entry, times 32: mmu.stlb_entry
+    rorx(a, T1, T0, 12)  # its entry, times 32: tlb.stlb_entry
     rorx(a, T2, T0, 12 + STLB_BITS)
     lea(a, 1, T1, T1, T2, 0, 0)
     pdep_gs(a, T1, T1, off(s, cython.address(s.mask_stlb)))

@@ -480,6 +480,8 @@ class Generator:
                 form.immediate
             ]
             tail += self.immediate(form, size)
+        if rng.random() < 0.005:  # as long as may be, or longer
+            head = b"\x2e" * (rng.choice((15, 15, 16, 17)) - len(head + tail)) + head
         if fix is not None:
             fix = (fix[0], fix[1] + len(head), fix[2], fix[3])
         return head + tail, fix, written
