@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import (
     boot,
     control,
+    costs,
     debian_disk,
     debugger,
     disk,
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result | str]], bool]] 
     "smp": (smp.run_smp, True),
     "debian": (debian_disk.run_debian, False),
     "table": (table.run_table, True),
+    "costs": (costs.run_costs, True),
     "disk": (disk.run_disk, True),
     "user": (network.run_user, True),
     "tap": (network.run_tap, True),
