@@ -156,7 +156,8 @@ def verdicts(rounds: Sequence[Round]) -> list[Result]:
 
     cpu, host = medians(lambda one: one.cpu), medians(lambda one: one.native)
     memory = f"{second[0].megabytes:.1f} MB and {rounds[-1].megabytes:.1f} MB"
-    note = f"rounds of {cpu}, the host's own of {host}"
+    fastest = " and ".join(quantity(min(one.cpu for one in part), "s") for part in (second, last))
+    note = f"rounds of {cpu}, the fastest of {fastest}, the host's own of {host}"
     return [
         Result("time, last quarter over second", "×", [pace(last) / pace(second)], limit=TIME_LIMIT, note=note),
         Result("memory, end over first quarter", "×", grown(lambda r: r.megabytes), limit=MEMORY_LIMIT, note=memory),
