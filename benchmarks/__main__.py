@@ -9,7 +9,23 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import boot, control, debian_disk, debugger, disk, exits, host, idle, network, smp, startup, table, work
+from benchmarks import (
+    boot,
+    control,
+    costs,
+    debian_disk,
+    debugger,
+    disk,
+    exits,
+    growth,
+    host,
+    idle,
+    network,
+    smp,
+    startup,
+    table,
+    work,
+)
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result
 
@@ -27,9 +43,11 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result | str]], bool]] 
     "smp": (smp.run_smp, True),
     "debian": (debian_disk.run_debian, False),
     "table": (table.run_table, True),
+    "costs": (costs.run_costs, True),
     "disk": (disk.run_disk, True),
     "user": (network.run_user, True),
     "tap": (network.run_tap, True),
+    "growth": (growth.run_growth, True),
 }
 """By name: what runs it, and whether it needs the Linux guest."""
 
@@ -43,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="WHAT", help="of table: a workload or a group")
     parser.add_argument("--cpu", action="store_true", help="table: CPU time in place of wall time, for a busy host")
     parser.add_argument("--profile", action="store_true", help="table: where the time of each workload goes")
+    parser.add_argument("--minutes", type=float, default=2, metavar="N", help="growth: how long (default: %(default)s)")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         if name not in BENCHMARKS:
@@ -53,8 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="pyhyve-bench-") as folder:
         os.environ["PYHYVE_RUNTIME_DIR"] = folder  # our machines have names: let them be apart from the user's
         runs = 1 if arguments.quick else arguments.runs
-        more = {"only": frozenset(arguments.only), "cpu_time": arguments.cpu, "profile": arguments.profile}
-        context = Context(runs, arguments.quick, host.find_qemu(), Path(folder), **more)
+        context = Context(
+            *(runs, arguments.quick, host.find_qemu(), Path(folder)),
+            *(frozenset(arguments.only), arguments.cpu, arguments.profile, arguments.minutes),
+        )
         return run(context, names)
 
 

@@ -65,7 +65,8 @@ def _build(kernel: str) -> GuestImage:
 class Context:
     """What a benchmark may use: how often to run, QEMU if there is one, a folder for files, the Linux guest.
 
-    For ``table``: only the workloads or groups ``only``, CPU time in place of wall time, a profile of each.
+    For ``table``: only the workloads or groups ``only``, CPU time in place of wall time, a profile of each. For
+    ``growth``: how many minutes.
     """
 
     runs: int
@@ -75,6 +76,7 @@ class Context:
     only: frozenset[str] = frozenset()
     cpu_time: bool = False
     profile: bool = False
+    minutes: float = 2
 
     @cached_property
     def image(self) -> GuestImage:

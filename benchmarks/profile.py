@@ -2,8 +2,8 @@
 
 A thread looks at the machine's process a few hundred times a second: it stops each thread that is running (ptrace(2)),
 reads the instruction pointer, and lets it go on. Addresses in the code cache are translated code or, at its start, the
-fixed pieces; others are looked up in the symbols of the file that they were mapped from. Counters of the engine from
-before and behind (``bhyvectl --get-stats``) stand beside the samples.
+fixed pieces; others are looked up in the symbols of the file that they were mapped from. The engine's counters, of all
+vCPUs together, from before and behind stand beside the samples.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.machines import command
-from benchmarks.measure import BenchmarkError
+from benchmarks.counters import counters
 
 INTERVAL = 0.002
 TOP = 12
@@ -47,7 +46,7 @@ class Sampler:
         self._samples: collections.Counter[str] = collections.Counter()
         self._addresses: list[int] = []
         self._end = threading.Event()
-        self._before = _counters(name)
+        self._before = counters(name)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -55,15 +54,17 @@ class Sampler:
         """End it and name what was seen."""
         self._end.set()
         self._thread.join()
-        after = _counters(self._name)
-        self._changes = {key: after[key] - self._before[key] for key in after}
+        after = counters(self._name)
+        self._changes = {key: value - self._before[key] for key, value in after.items()}
         places = _Places(self._pid)
         self._samples = collections.Counter(map(places.name, self._addresses))
 
     def report(self) -> Iterator[str]:
         """The lines: counters, then the places most often seen."""
         sums = self._changes
-        yield "        " + "  ".join(f"{key} {_short(key, sums[key])}" for key in _SHOWN if sums[key])
+        yield "        " + "  ".join(
+            f"{key} {_short(key, value)}" for key in _SHOWN if (value := sums.get(f"vcpu.{key}", 0))
+        )
         total = len(self._addresses) or 1
         seen = [f"{name} {100 * count / total:.1f} %" for name, count in self._samples.most_common(TOP)]
         yield f"        {len(self._addresses)} samples: {', '.join(seen)}"
@@ -110,18 +111,6 @@ def _running(pid: int, task: int) -> bool:
         return Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0] == "R"
     except OSError:
         return False
-
-
-def _counters(name: str) -> collections.Counter[str]:
-    """Of all vCPUs together."""
-    argv = [*command("bhyvectl"), f"--vm={name}", "--get-stats"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchmarkError(f"{' '.join(argv)}: status {done.returncode}: {done.stderr.strip()}")
-    found: collections.Counter[str] = collections.Counter()
-    for key, value in re.findall(r"^(\S+)\s+(\d+)$", done.stdout, re.MULTILINE):
-        found[key] += int(value)
-    return found
 
 
 def _short(key: str, value: int) -> str:

@@ -11,11 +11,12 @@ import random
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError
-from tests.system.files import File, libraries, pack_python
+from pyhyve.images import GuestImage
+from tests.system.files import File, add_files, libraries, pack_python
 
 SOURCES = Path(__file__).with_name("workloads")
 FLAGS = "-std=gnu17 -O2 -static -pthread -ffp-contract=off".split()
@@ -143,6 +144,12 @@ def pack(folder: Path) -> Cargo:
     packed = {path: file for path, file in python.files.items() if not path.startswith("/programs/")}
     files |= {**packed, f"{PLACE}/program.py": File((SOURCES / "program.py").read_bytes())}
     return Cargo(folder, files, missing, python.command.replace("/programs/", ""))
+
+
+def guest_image(image: GuestImage, cargo: Cargo, initrd: Path) -> GuestImage:
+    """``image`` with the suite in it; ``initrd`` is written."""
+    add_files(image.initrd, initrd, cargo.files)
+    return replace(image, initrd=initrd)
 
 
 def text(size: int) -> str:

@@ -23,9 +23,8 @@ from benchmarks.console import PROMPT, Console
 from benchmarks.idle import cpu_seconds
 from benchmarks.machines import Context, ours, qemu_linux
 from benchmarks.measure import BenchmarkError, Result, quantity
-from benchmarks.suite import ALL_LINES, GROUPS, PLACE, WORKLOADS, Cargo, Workload, pack
+from benchmarks.suite import ALL_LINES, GROUPS, PLACE, WORKLOADS, Cargo, Workload, guest_image, pack
 from pyhyve.images import GuestImage
-from tests.system.files import add_files
 
 
 @dataclass(slots=True)
@@ -68,9 +67,7 @@ def run_table(context: Context) -> Iterator[Result | str]:
     chosen = [w for w in WORKLOADS if not context.only or context.only & {w.name, w.group}]
     for name, why in cargo.missing.items():
         yield f"{name}: skipped, {why}"
-    initrd = context.folder / "suite.initrd"
-    add_files(context.image.initrd, initrd, cargo.files)
-    image = GuestImage(context.image.kernel, initrd, context.image.version)
+    image = guest_image(context.image, cargo, context.folder / "suite.initrd")
     lines = []
     if not context.only or "start" in context.only:
         lines.append(start_line(context))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import boot, disk, exits, host, idle, network, profile, suite, tools, work
+from benchmarks import boot, costs, counters, disk, exits, growth, host, idle, network, profile, suite, tools, work
 from benchmarks.console import Console
 from benchmarks.machines import Context
 from benchmarks.measure import BenchmarkError, Result, alternate, quantity, spread
@@ -219,6 +219,8 @@ def test_a_ratio_can_have_a_least():
     assert Result("x", "MB/s", [2.0], [1.0], ratio_least=1).kept
     assert not Result("x", "MB/s", [1.0], [2.0], ratio_least=1).kept
     assert "ratio at least 1: NOT KEPT" in Result("x", "MB/s", [1.0], [2.0], ratio_least=1).line()
+
+
 def test_every_workload_does_some_of_its_work(tmp_path):
     """A checksum that depends on nothing but the amount; each belongs to a group with a limit."""
     for tool in ("gcc", "nm"):
@@ -238,13 +240,121 @@ def test_every_workload_does_some_of_its_work(tmp_path):
     usage = subprocess.run([tmp_path / "integer"], capture_output=True, text=True, check=False)
     assert usage.returncode == 2
     assert "usage" in usage.stderr
+
+
 def test_a_line_compares_with_qemu_and_the_host():
     line = Line("calls", "recursion", [0.4, 0.6, 0.5], [1.0], [0.25])
     assert line.ratio == 0.5
     assert "×  2.00" in line.text()
     assert "[at most 0.4: NOT KEPT; aim native × 2]" in line.text()
     assert Line("calls", "recursion", [0.5]).ratio is None
+
+
 def test_symbols_of_the_engine_are_readable():
     assert profile._readable("__pyx_f_6pyhyve_3vmm_4soft_6bounce_tlb_fill") == "bounce.tlb_fill"
     assert profile._readable("__pyx_f_6pyhyve_3vmm_4soft_6blocks_block_find.part.0") == "blocks.block_find"
     assert profile._readable("memcpy") == "memcpy"
+
+
+def test_every_function_of_new_code_does_what_it_did_before(tmp_path):
+    """``fresh`` and ``replaced``: what they compute depends on the amount only, so that the guest can be checked."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no `gcc` on this host")
+    program = tmp_path / "code"
+    subprocess.run(["gcc", *suite.FLAGS, "-o", program, suite.SOURCES / "code.c"], check=True)
+    for name in ("fresh", "replaced"):
+        found = [subprocess.run([program, name, n], capture_output=True, check=True).stdout for n in "112"]
+        assert found[0] == found[1] != found[2]
+
+
+def test_the_program_of_costs_tells_what_its_lines_are_named_after(tmp_path):
+    if shutil.which("gcc") is None:
+        pytest.skip("no `gcc` on this host")
+    program = tmp_path / "costs"
+    subprocess.run(["gcc", *suite.FLAGS, "-o", program, suite.SOURCES / "costs.c"], check=True)
+    output = subprocess.run([program, "1000"], capture_output=True, check=True).stdout
+    assert all(value >= 0 for value in costs.parse_program(output.replace(b"\n", b"\r\n")).values())
+    with pytest.raises(BenchmarkError, match="Killed"):
+        costs.parse_program(b"load-hit 1.0\r\nKilled\r\n")
+
+
+@pytest.mark.parametrize("name", costs.LOOPS)
+def test_the_tiny_guests_of_costs_come_to_their_end(context, name, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYHYVE_RUNTIME_DIR", str(tmp_path))
+    ours, qemu = exits.compare(context, name, costs.LOOPS[name].body(10), 10)
+    assert len(ours) == 1
+    assert not qemu
+
+
+INFO_JIT = """\
+QEMU 7.2.22 monitor - type 'help' for more information\r
+(qemu) info jit\r
+Translation buffer state:\r
+gen code size       104857600/1073577819\r
+TB count            162540\r
+TB avg target size  18 max=1984 bytes\r
+TB avg host size    314 bytes (expansion ratio: 17.4)\r
+(qemu) """
+
+
+def test_qemus_code_cache_is_what_its_monitor_says():
+    assert costs.parse_jit(INFO_JIT) == costs.Moment(100.0, expansion=17.4)
+    with pytest.raises(BenchmarkError, match="unknown command"):
+        costs.parse_jit("unknown command: 'info jit'")
+
+
+def test_counters_of_all_vcpus_are_added_up():
+    found = counters.add_up({"vcpu0.blocks": 2, "vcpu1.blocks": 3, "vm.blocks-live": 4})
+    assert found["vcpu.blocks"] == 5
+    assert found["vm.blocks-live"] == 4
+
+
+def test_host_code_is_compared_with_the_guests_only_without_a_flush_in_between():
+    before = counters.add_up({"vm.code-bytes": 1000, "vcpu0.block-bytes": 100, "vm.code-flushes": 2})
+    after = counters.add_up({"vm.code-bytes": 3000, "vcpu0.block-bytes": 300, "vm.code-flushes": 2})
+    assert costs.expansion(before, after) == 10
+    assert costs.expansion(before, counters.add_up({**after, "vm.code-flushes": 3})) is None
+
+
+def test_translation_is_told_by_the_byte_the_instruction_the_block_and_the_boot():
+    boot_counters = {"translate-ns": 2e9, "block-bytes": 4 << 20, "instructions-translated": 3e6, "blocks": 1e5}
+    counted = counters.add_up({f"vcpu0.{name}": int(value) for name, value in boot_counters.items()})
+    moment = costs.Moment(1)
+    found = costs.translation([costs.Boot(10.0, moment, moment, {}, counted)])
+    assert [(result.ours, result.unit) for result in found] == [
+        ([2], "MB/s"),
+        ([1.5], "M/s"),
+        ([20], "µs"),
+        ([20], "%"),
+    ]
+
+
+def rounds(**series):
+    """Sixteen rounds in which only ``series`` change."""
+    usual = {"seconds": 2.0, "cpu": 2.0, "native": 0.5, "megabytes": 200.0, "code_mb": 50.0, "data_mb": 50.0}
+    usual |= {"blocks": 1000, "flushes": 9, "threads": 4, "descriptors": 18, "mappings": 450}
+    return [growth.Round(**{**usual, **{name: values[i] for name, values in series.items()}}) for i in range(16)]
+
+
+def test_a_run_that_stays_as_it_is_keeps_everything():
+    warm_up = [9.0] * 4 + [2.0] * 12
+    assert all(result.kept for result in growth.verdicts(rounds(cpu=warm_up)))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("cpu", [2 + 0.05 * i for i in range(16)]),
+        ("megabytes", [200 + i for i in range(16)]),
+        ("threads", [4] * 15 + [5]),
+        ("descriptors", [18 + i // 8 for i in range(16)]),
+        ("mappings", [450 + 3 * i for i in range(16)]),
+    ],
+)
+def test_whatever_grows_behind_the_warm_up_is_not_kept(name, values):
+    assert sum(not result.kept for result in growth.verdicts(rounds(**{name: values}))) == 1
+
+
+def test_a_host_that_becomes_slower_is_not_taken_for_growth():
+    slower = [1 + 0.05 * i for i in range(16)]
+    assert all(result.kept for result in growth.verdicts(rounds(cpu=slower, native=[c / 4 for c in slower])))

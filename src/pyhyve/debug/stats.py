@@ -93,10 +93,11 @@ MACHINE: Mapping[str, str] = {
     "blocks-live": "translated blocks there are",
     "invalidated": "blocks dropped because their code was written",
     "code-flushes": "times that all translated code was dropped",
+    "tlb-bytes": "what the software TLBs of a vCPU take",
     "tsc-hz": "frequency of the host's time stamp counter",
     "msi-lost": "messages sent where no local APIC listens",
 }
-_STATE = frozenset({"code-bytes", "data-bytes", "blocks-live", "tsc-hz"})
+_STATE = frozenset({"code-bytes", "data-bytes", "blocks-live", "tlb-bytes", "tsc-hz"})
 
 DEVICE: Mapping[str, str] = {
     "reads": "accesses that read",

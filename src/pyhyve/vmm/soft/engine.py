@@ -527,6 +527,7 @@ class SoftMachine:
             "blocks_live": c.index_count,
             "code_flushes": c.flushes,
             "invalidated": c.invalidated,
+            "tlb_bytes": cython.sizeof(self.e.cpus[0].tlb) + cython.sizeof(self.e.cpus[0].stlb),
             "tsc_hz": self.e.tsc_hz,
         }
 
