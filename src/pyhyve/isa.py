@@ -1,9 +1,9 @@
 """The devices on the LPC bridge that a machine has only if its configuration says so, serial ports apart.
 
 bvm console (``bvmcons``), debug port (``dbgport``), PC test device and debug-exit port (``lpc.pc-testdev``,
-``lpc.debug-exit``), the firmware interface (``lpc.fwcfg``, with the items of ``fwcfg``) and the flash memory of a boot
-ROM's variables (``lpc.bootvars``). ``IsaDevices`` reads those variables, opens the backends and puts the devices on the
-buses; ``start`` lets input in. A device's module is imported only where the device is wanted.
+``lpc.debug-exit``) and the firmware interface (``lpc.fwcfg``, with the items of ``fwcfg``). ``IsaDevices`` reads those
+variables, opens the backends and puts the devices on the buses; ``start`` lets input in. A device's module is imported
+only where the device is wanted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyhyve.config import Config
 from pyhyve.errors import ConfigError, DeviceError
 from pyhyve.lifecycle import Stateful
 from pyhyve.loop import EventLoop
-from pyhyve.memory import HIGH_BASE, GuestMemory
+from pyhyve.memory import GuestMemory
 from pyhyve.messages import complain
 
 if TYPE_CHECKING:
@@ -114,23 +114,6 @@ class IsaDevices:
             control = FwCtl(cpus)
             control.attach(self._pio)
             self.parts["fwctl"] = control
-
-    def make_boot_variables(self, rom_size: int) -> None:
-        """The flash memory right below a boot ROM, if there is a file for it."""
-        path = self._config.get("lpc.bootvars")
-        if not path:
-            return
-        if not rom_size:
-            raise ConfigError("boot variables (lpc.bootvars) need a boot ROM: -l bootrom,ROM,VARS")
-        from pyhyve.hw.chipset.flash import Flash
-        from pyhyve.loader.files import ROM_LIMIT, map_variables
-
-        contents = map_variables(Path(path), ROM_LIMIT - rom_size)
-        self._closing.callback(contents.close)
-        flash = Flash(contents)
-        with _taken("the variables of the boot ROM"):
-            flash.attach(self._mmio, HIGH_BASE - rom_size - len(contents))
-        self.parts["bootvars"] = flash
 
     def start(self) -> None:
         """Take input."""

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pyhyve import firmware
 from pyhyve.backends.char import CharBackend, open_char
+from pyhyve.bootrom import BootRom
 from pyhyve.bus.irq import IrqRouter, MsiPort
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.bus.msr import MsrBus
@@ -50,8 +50,7 @@ from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.hw.pci.lpc import LPC_BRIDGES
 from pyhyve.isa import IsaDevices
 from pyhyve.lifecycle import Stateful
-from pyhyve.loader import LoadedGuest, bios, load
-from pyhyve.loader.files import read_rom
+from pyhyve.loader import LoadedGuest, load
 from pyhyve.loop import EventLoop, Timer
 from pyhyve.memory import HIGH_BASE, GuestMemory
 from pyhyve.settings import (
@@ -189,9 +188,9 @@ class Machine:
         available = hypervisor.probe().max_cpus
         if topology.cpus > available:
             raise BackendError(f"{topology.cpus} vCPUs requested but only {available} available")
-        bootrom = self._read_bootrom()
+        bootrom = BootRom(self.config, self._closing)
         self.memory = (
-            self._loaded.memory if self._loaded else GuestMemory(read_memory_size(self.config), rom=len(bootrom))
+            self._loaded.memory if self._loaded else GuestMemory(read_memory_size(self.config), rom=bootrom.size)
         )
         self._closing.callback(self.memory.close)
         self.memory.show_in_core_dumps(self.config.get_bool("memory.guest_in_core"))
@@ -199,23 +198,22 @@ class Machine:
             wire_memory(self.memory)
         self.vm = hypervisor.create(self.name, self.memory, topology.cpus)
         self._closing.callback(self.vm.close)
-        if bootrom:
-            self.memory.write_rom(bootrom)
-            self.vm.map_memory(HIGH_BASE - len(bootrom), len(bootrom), self.memory.rom_offset, readonly=True)
+        bootrom.map(self.vm, self.memory)
         if topology.cpus > 1 and not self.vm.capability(Capability.UNRESTRICTED_GUEST):
             raise BackendError(f"{topology.cpus} vCPUs requested but only 1 available")
         self.memory.on_write.append(self.vm.memory_written)
         self._make_buses()
         self._make_vcpus(topology)
         self._make_chipset()
-        self._make_isa_devices(topology, len(bootrom))
+        self._make_isa_devices(topology)
+        self._make_boot_variables(bootrom)
         self._make_pci()
         self._make_serial_ports()
         rsdp = self._write_tables(topology)
-        if not bootrom:  # a boot ROM is where a vCPU starts after reset
+        if bootrom:  # where a vCPU starts after reset
+            bootrom.shadow(self.memory)
+        else:
             self._load(rsdp)
-        elif bios.is_bios(bootrom):
-            bios.shadow(self.memory, bootrom)
         self._inspect_at_end()
         self._start_trace()
         self._listen_for_a_debugger()
@@ -224,15 +222,6 @@ class Machine:
         for name, what in NOT_YET.items():
             if name in self.config:
                 raise ConfigError(f"{what} is not available in this version")
-
-    def _read_bootrom(self) -> bytes:
-        """The boot ROM, empty without one."""
-        path = self.config.get("lpc.bootrom")
-        if not path:
-            return b""
-        if "boot" in self.config:
-            raise ConfigError("a boot ROM (lpc.bootrom) finds its guest itself: it goes with no boot.* variable")
-        return read_rom(Path(path))
 
     def _make_buses(self) -> None:
         self.pio, self.mmio, self.msr = PioBus(), MmioBus(), MsrBus()
@@ -342,13 +331,17 @@ class Machine:
         self.notification = HostNotification()
         self.notification.attach(self.pio)
 
-    def _make_isa_devices(self, topology: Topology, rom_size: int) -> None:
+    def _make_isa_devices(self, topology: Topology) -> None:
         isa = self._isa = IsaDevices(self.config, self.pio, self.mmio, self._closing)
         isa.make_test_devices(self.irq, self.vcpus.end)
         isa.make_firmware_interface(self.memory, topology.cpus)
-        isa.make_boot_variables(rom_size)
         isa.make_character_ports(self.loop, self._on_quit)
         self.parts.update(isa.parts)
+
+    def _make_boot_variables(self, bootrom: BootRom) -> None:
+        flash = bootrom.make_flash(self.vm, self.memory, self.mmio)
+        if flash is not None:
+            self.parts["bootvars"] = flash
 
     def _make_pci(self) -> None:
         environment = Environment(

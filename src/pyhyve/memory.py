@@ -123,9 +123,10 @@ class GuestMemory:
         for callback in self.on_write:
             callback(gpa, length)
 
-    def write_rom(self, data: bytes) -> None:
-        """Fill the ROM, before it is mapped."""
-        self._view[self.rom_offset : self.rom_offset + len(data)] = data
+    def write_rom(self, data: bytes, at: int = 0) -> None:
+        """Fill the ROM from its byte ``at`` on, before that is mapped."""
+        start = self.rom_offset + at
+        self._view[start : start + len(data)] = data
 
     def show_in_core_dumps(self, shown: bool) -> None:
         """Whether a core dump of this process holds guest memory (madvise(2), MADV_DONTDUMP; core(5)).

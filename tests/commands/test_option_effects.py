@@ -401,7 +401,7 @@ def test_a_bad_boot_rom_is_one_line(size, line, soft, tmp_path):
     assert line in done.stderr
 
 
-# Programs a byte of the variables, reads it back and leaves with it.
+# Programs a byte of the variables in several rounds, reading it many times before and behind, and leaves with it.
 WRITE_VARIABLE = """
 .code16
 start:
@@ -414,9 +414,19 @@ start:
 0:  mov $0x10, %ax
     mov %ax, %ds
     mov $0xffff0000 - 4096 + 5, %esi
+    mov $0x27, %bl
+    mov $0, %bh             # what the byte is
+2:  mov $100, %ecx
+3:  cmp %bh, (%esi)
+    jne 1f
+    loop 3b
+    inc %bl
+    mov %bl, %bh
     movb $0x40, (%esi)
-    movb $0x2a, (%esi)
+    mov %bl, (%esi)
     movb $0xff, (%esi)
+    cmp $0x2a, %bl
+    jne 2b
     mov (%esi), %al
     out %al, $0xf4
 1:  hlt

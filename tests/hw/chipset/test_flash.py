@@ -6,17 +6,32 @@ from hypothesis import strategies as st
 
 from pyhyve.bus.mmio import MmioBus
 from pyhyve.errors import DeviceError
-from pyhyve.hw.chipset.flash import Flash
+from pyhyve.hw.chipset.flash import READS_BEFORE_SHOWN, Flash
 
 BASE = 0xFFE00000
 SIZE = 3 * 4096
 READ_ARRAY, READ_STATUS, CLEAR_STATUS, READ_ID = 0xFF, 0x70, 0x50, 0x90
 
 
+class Copy:
+    """What the guest reads without exits, None where it does not."""
+
+    shown = None
+
+    def show(self, contents):
+        assert self.shown is None
+        self.shown = contents
+
+    def hide(self):
+        assert self.shown is not None
+        self.shown = None
+
+
 class Chip:
     def __init__(self):
         self.contents = bytearray(range(256)) * (SIZE // 256)
-        self.device = Flash(self.contents)
+        self.copy = Copy()
+        self.device = Flash(self.contents, self.copy)
         self.bus = MmioBus()
         self.device.attach(self.bus, BASE)
 
@@ -107,6 +122,40 @@ def test_a_program_in_progress_is_saved_and_restored(chip):
         other.device.restore({"version": 1, "_reading": "array"})
 
 
+def test_an_array_that_is_read_again_and_again_is_shown_until_something_is_written(chip):
+    for n in range(READS_BEFORE_SHOWN):
+        assert chip.copy.shown is None
+        assert chip.read(n) == n
+    assert chip.copy.shown == bytes(chip.contents)
+    chip.write(7, 0x40)
+    assert chip.copy.shown is None
+    chip.write(7, 0xAA)
+    for _ in range(READS_BEFORE_SHOWN):
+        assert chip.read(7) == 0x80  # the status
+    assert chip.copy.shown is None
+    chip.write(0, READ_ARRAY)
+    for _ in range(READS_BEFORE_SHOWN):
+        assert chip.read(7) == 0xAA
+    assert chip.copy.shown == bytes(chip.contents)
+
+
+def test_who_programs_and_reads_in_turn_is_not_shown_the_array(chip):
+    for n in range(2 * READS_BEFORE_SHOWN):
+        chip.write(n, 0x40, 1, READ_ARRAY)
+        assert chip.read(n) == 1
+    assert chip.copy.shown is None
+
+
+def test_a_restored_state_takes_the_array_away(chip):
+    before = Chip()
+    before.write(0, READ_STATUS)
+    for _ in range(READS_BEFORE_SHOWN):
+        chip.read(0)
+    chip.device.restore(before.device.save())
+    assert chip.copy.shown is None
+    assert chip.read(0) == 0x80
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(-8, SIZE), st.integers(1, 8), st.integers(0, (1 << 64) - 1))))
 def test_whatever_a_guest_does_the_contents_keep_their_size(accesses):
     chip = Chip()
@@ -116,4 +165,5 @@ def test_whatever_a_guest_does_the_contents_keep_their_size(accesses):
         else:
             answer = chip.read(offset, size)
             assert answer is None or 0 <= answer < 1 << 8 * size
+        assert chip.copy.shown in (None, chip.contents)
     assert len(chip.contents) == SIZE

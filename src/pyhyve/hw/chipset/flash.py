@@ -5,7 +5,9 @@ memory until a byte is written to it, which is a command; a program or erase com
 until the guest goes back to the array. Programming sets any byte, erased or not, and never fails. Cleared, the status
 is 0, by which EDK2 knows a flash memory, although the data sheet's stays ready.
 
-Every access exits; ``contents`` is the mapped file, so a programmed byte is in the file at once.
+``contents`` is the mapped file, so a programmed byte is in the file at once. Accesses exit. But firmware reads its
+variables over and over; so after some reads in a row a copy of the array is shown to the guest as read-only memory,
+until the next byte is written.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from pyhyve.lifecycle import State, restore_fields, save_fields
 READY = 0x80
 BLOCK = 4096
 MANUFACTURER, DEVICE = 0x89, 0x17
-
+READS_BEFORE_SHOWN = 16
+"""To show the array costs as much as many exits, and who programs bytes reads a few between."""
 
 _STATE = ("_reading", "_pending", "_status")
 
@@ -49,12 +52,23 @@ class Contents(Protocol):
     def __setitem__(self, index: slice, value: bytes, /) -> None: ...
 
 
+class Copy(Protocol):
+    """Where the guest can read the array without exits; a write to it exits all the same."""
+
+    def show(self, contents: bytes, /) -> None: ...
+
+    def hide(self) -> None: ...
+
+
 class Flash:
     """The chip around ``contents``."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, copy: Copy | None = None) -> None:
         self.lock = threading.RLock()
         self._contents = contents
+        self._copy = copy
+        self._shown = False
+        self._reads = 0  # of the array, in a row
         self._reading = int(Command.READ_ARRAY)
         self._pending = 0  # the first half of a command of two
         self._status = READY
@@ -66,6 +80,10 @@ class Flash:
     def read(self, offset: int, size: int) -> int:
         """The array, the status, or who the chip is, as the last command says."""
         if self._reading == Command.READ_ARRAY:
+            self._reads += 1
+            if self._reads == READS_BEFORE_SHOWN and self._copy is not None:
+                self._copy.show(bytes(self._contents[:]))
+                self._shown = True
             return int.from_bytes(self._contents[offset : offset + size], "little")
         if self._reading == Command.READ_ID:
             answers = (MANUFACTURER, DEVICE, 0, 0)
@@ -74,6 +92,7 @@ class Flash:
 
     def write(self, offset: int, size: int, value: int) -> None:
         """A command, or the second half of one."""
+        self._hide()
         pending, self._pending = self._pending, 0
         if pending in (Command.PROGRAM, Command.PROGRAM_2):
             self._contents[offset : offset + size] = value.to_bytes(size, "little")
@@ -97,6 +116,12 @@ class Flash:
                 self._status = 0
             self._reading = int(Command.READ_ARRAY)
 
+    def _hide(self) -> None:
+        self._reads = 0
+        if self._shown and self._copy is not None:
+            self._shown = False
+            self._copy.hide()
+
     def reset(self) -> None:
         """Reads give the array; what was written stays."""
         with self.lock:
@@ -109,4 +134,5 @@ class Flash:
     def restore(self, state: Mapping[str, object]) -> None:
         """Take that over."""
         with self.lock:
+            self._hide()
             restore_fields(self, _STATE, state)

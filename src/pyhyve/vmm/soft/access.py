@@ -10,7 +10,7 @@ from cython.cimports.pyhyve.vmm.soft.addresses import linear
 from cython.cimports.pyhyve.vmm.soft.blocks import code_written, has_code
 from cython.cimports.pyhyve.vmm.soft.debug import WATCH_READ, WATCH_WRITE, watch_access
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_read, lapic_write
-from cython.cimports.pyhyve.vmm.soft.physical import PAGE, PAGE_OFFSET, is_apic, load, piece, store
+from cython.cimports.pyhyve.vmm.soft.physical import PAGE, PAGE_OFFSET, is_apic, load, piece, ram_host, store
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
@@ -115,8 +115,14 @@ def next_page(s, va):
 
 
 def overwrites_code(s, host, gpa, size):
-    """Drop what was translated from the bytes that are about to be written. True: they belong to the running block."""
-    if host == 0 or not has_code(s.engine, gpa):
+    """Drop what was translated from the bytes that are about to be written. True: the store needs a block of its own.
+
+    So it does if they belong to the running block; and if they read as memory (a ROM, a flash memory), for the device must
+    hear of it before the next instruction reads them.
+    """
+    if host == 0:
+        return s.host_pc != 0 and not s.stepping and ram_host(s.engine, gpa, False) != 0
+    if not has_code(s.engine, gpa):
         return False
     return code_written(s.engine, s, gpa, size)
 
