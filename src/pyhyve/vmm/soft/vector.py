@@ -596,7 +596,7 @@ def masked_store(s, insn, data, mask, size):
 def maskmovdqu(s, insn):
     area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
     if insn.vex:
-        if insn.vex_l or insn.vvvv != 0:
+        if insn.vex_l:
             return ud(s)
         if avx_checks(s) != DONE:
             return FAULT

@@ -75,6 +75,8 @@ class Form:
     gpr_rm: str = ""
     gpr_opcode: str = ""
     gpr_vvvv: str = ""
+    vvvv: bool = False
+    """Does VEX.vvvv name a register?"""
     vector_reg: bool = False
     writes: frozenset[str] = frozenset()
     """Which of reg, rm, opcode, vvvv are general registers that it writes."""
@@ -151,7 +153,12 @@ def _operands(form: Form, tokens: tuple[str, ...]) -> None:
                 writes |= {"opcode"} if written else set()
             elif first == "B":
                 form.gpr_vvvv = size
+                form.vvvv = True
                 writes |= {"vvvv"} if written else set()
+            elif token == "H":
+                form.vvvv = True
+            elif token == "L":
+                form.immediate = "b"
             elif first == "I":
                 form.immediate = size
             elif first == "O":
@@ -162,14 +169,14 @@ def _operands(form: Form, tokens: tuple[str, ...]) -> None:
                 if size and form.memory:
                     form.mem_size = _SIZES[size]
                     form.mem_write = written
-            elif first in "ERMWUQNVPH":
+            elif first in "ERMWUQNVP":
                 if first in "ER" and not form.memory:
                     form.gpr_rm = size.removesuffix("1").removesuffix("2") if len(size) == 2 else size
                     writes |= {"rm"} if written else set()
                 if first in "EMWQ" and form.memory:
                     form.mem_size = _SIZES.get(size[-1] if size in ("d1", "d2") else size, 4)
                     form.mem_write = written
-                if first in "VPHGU":
+                if first in "VPGU":
                     form.vector_reg = True
     form.writes = frozenset(writes)
 
