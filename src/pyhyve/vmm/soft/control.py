@@ -9,7 +9,7 @@ stores it, flushes what is stale and recomputes the mode.
 
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t, uint8_t
-from cython.cimports.pyhyve.vmm.soft.cpuid import R_EBX, R_ECX, cpuid_row, feature
+from cython.cimports.pyhyve.vmm.soft.cpuid import R_EBX, R_ECX, cpuid_row, feature, xsave_extra
 from cython.cimports.pyhyve.vmm.soft.debug import debug_update, raise_debug
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
@@ -55,7 +55,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     gp,
     ud,
 )
-from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE
+from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE, EXTRA_XGETBV
 
 # Control registers
 
@@ -268,13 +268,11 @@ def xgetbv(s, insn):
     index: uint32_t = cython.cast(uint32_t, s.gpr[RCX])
     value: uint64_t
     i: cython.int
-    row: cython.pointer[CpuidRow]
     if s.cr4 & CR4_OSXSAVE == 0:
         return ud(s)
     value = s.xcr0
     if index == 1:
-        row = cpuid_row(s.engine, 0xD, 1)
-        if row == cython.NULL or row.eax & 4 == 0:
+        if not xsave_extra(s.engine, EXTRA_XGETBV):
             return gp(s, 0)
         # XINUSE: what XSAVEC finds not to be initial.
         for i in range(512, 576):

@@ -243,7 +243,9 @@ FF/6 push Ev d64 %push_mem
 0F.C1 xadd Ev+ Gv+ lk >oszapc
 0F.C3.m:np movnti My! Gy
 0F.C7/1.m cmpxchg8b Mpair+ lk >z
+0F.C7/3.m:np xrstors M- @xrstors
 0F.C7/4.m:np xsavec M- @xsavec
+0F.C7/5.m:np xsaves M- @xsaves
 0F.C7/6.r rdrand Rv! >oszapc
 0F.C7/7.r rdseed Rv! >oszapc
 0F.C7/7.r:F3 rdpid Ry- @rdpid
