@@ -140,6 +140,7 @@ from cython.cimports.pyhyve.vmm.soft.stubs import (
     X_SLOW,
 )
 from cython.cimports.pyhyve.vmm.soft.modes import reset_cpu, update_mode
+from cython.cimports.pyhyve.vmm.soft.msr import APIC_BSP
 from cython.cimports.pyhyve.vmm.soft.threads import (
     lock_code,
     park,
@@ -556,6 +557,8 @@ def settle(s):
     if s.events & PENDING_INIT:
         s.events = 0
         reset_cpu(s, True)
+        if begins_anew(s):
+            return False
         __atomic_exchange_n(cython.address(s.down), 1, 5)
         return leave_with(s, EXIT_SPINDOWN, 0, 0)
     if s.inhibit:
@@ -581,6 +584,18 @@ def settle(s):
         elif s.iff and vector < 0:
             # The PIC's line is up but LINT0 does not let it in: a change of LVT0 will say so.
             s.events &= ~cython.cast(uint32_t, PENDING_INTERRUPT | PENDING_EXTINT)
+    return False
+
+
+def begins_anew(s):
+    """Does this vCPU go on behind an INIT without a start-up IPI? The boot processor does, at the reset vector (SDM Vol. 3A
+    9.4.1), where firmware is there and it is not the only one that runs: the last one out is the machine's reset."""
+    i: uint32_t
+    if s.apic_base & APIC_BSP == 0 or ram_host(s.engine, RESET_VECTOR, False) == 0:
+        return False
+    for i in range(s.engine.cpu_count):
+        if i != s.index and __atomic_load_n(cython.address(s.engine.cpus[i].down), 5) == 0:
+            return True
     return False
 
 
