@@ -29,8 +29,8 @@ _OSXSAVE = _bits(27)
 _LEAF1_ECX = _bits(0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30)
 # ... and what the engine does by itself: x2APIC, TSC deadline, hypervisor
 _LEAF1_ECX_OWN = _bits(21, 24, 31)
-# Leaf 1 EDX: FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFLUSH MMX FXSR SSE SSE2 HT
-_LEAF1_EDX = _bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 28)
+# Leaf 1 EDX: FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFLUSH MMX FXSR SSE SSE2 HT
+_LEAF1_EDX = _bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 28)
 # Leaf 7 EBX: FSGSBASE BMI1 AVX2 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP CLFLUSHOPT CLWB SHA; TSC_ADJUST is the engine's
 _LEAF7_EBX = _bits(0, 3, 5, 7, 8, 9, 10, 18, 19, 20, 23, 24, 29)
 _LEAF7_EBX_OWN = _bits(1)
@@ -52,7 +52,7 @@ _EXT1_ECX = _bits(0, 5, 7, 8, 22)
 _TOPOEXT = _bits(22)
 # ... EDX: SYSCALL NX PDPE1GB RDTSCP LM; on AMD also the bits that mirror leaf 1
 _EXT1_EDX = _bits(11, 20, 26, 27, 29)
-_EXT1_EDX_MIRROR = _bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24)
+_EXT1_EDX_MIRROR = _bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24)
 # Leaf 0xD subleaf 1: XSAVEOPT; with XSAVEC the engine does XGETBV with ECX 1 and XSAVES too
 _XSAVEOPT = _bits(0)
 _XSAVEC = _bits(1)

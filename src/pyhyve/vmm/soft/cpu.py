@@ -42,6 +42,7 @@ from cython.cimports.pyhyve.vmm.soft.debug import (
 from cython.cimports.pyhyve.vmm.soft.decode import ops
 from cython.cimports.pyhyve.vmm.soft.evex import masked_access
 from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
+from cython.cimports.pyhyve.vmm.soft.flags import virtual_due
 from cython.cimports.pyhyve.vmm.soft.helpers import table
 from cython.cimports.pyhyve.vmm.soft.insn import Insn
 from cython.cimports.pyhyve.vmm.soft.jumps import code_page, find_jump, note_jump
@@ -96,6 +97,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FAULT,
     FLAG_RF,
     FLAG_TF,
+    FLAG_VIP,
     HIT_DEBUGGER,
     LEAVE,
     LOW32,
@@ -748,6 +750,9 @@ def run_loop(s):
                 native.xrstor(s.xsave, e.xsave_mask)
             continue
         s.dead = 0
+        if s.flags_system & FLAG_VIP and virtual_due(s):
+            gp(s, 0)
+            continue
         va = linear_rip(s)
         # An interrupt may have come between the unresolved jump and here: then nothing is chained.
         patch = patch and va == chain_to and s.mode == s.slot_mode
