@@ -65,7 +65,7 @@ from pyhyve.settings import (
 )
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu
 from pyhyve.vcpu_set import VcpuSet
-from pyhyve.vmm.api import ApicMode, Capability, Chip, VirtualMachine
+from pyhyve.vmm.api import ApicMode, Capability, Chip, CpuidEntry, VirtualMachine
 from pyhyve.vmm.cpuid import Topology, physical_bits, shape, vendor
 from pyhyve.vmm.exits import SuspendReason
 from pyhyve.vmm.select import choose
@@ -155,6 +155,8 @@ class Machine:
         """Every chip and bus with state, by name."""
         self.vm: VirtualMachine
         self.memory: GuestMemory
+        self.cpuid: list[CpuidEntry]
+        """What the guest's CPUID says, but for what differs between vCPUs."""
         self.gdb: GdbServer
         """Where ``gdb.port`` asks for it."""
         self._ended = threading.Event()
@@ -265,7 +267,7 @@ class Machine:
         # A halted vCPU sleeps in ``run`` in any case: where HLT cannot exit, an idle guest still costs nothing.
         hlt_exit = config.get_bool("x86.vmexit_on_hlt") and vm.capability(Capability.HLT_EXIT)
         mode = ApicMode.X2APIC if config.get_bool("x86.x2apic") else ApicMode.XAPIC
-        table = shape(vm.supported_cpuid(), topology)
+        self.cpuid = table = shape(vm.supported_cpuid(), topology)
         self._memory_64 = memory_64_window(self.memory.regions[-1].end, physical_bits(table))
         around = Platform(
             pio=self.pio,

@@ -76,6 +76,13 @@ def test_the_guest_is_told_of_avx_512_as_far_as_the_host_has_it(guest):
     } - {"avx512_vp2intersect", "avx512_fp16", "avx512er", "avx512pf", "avx512_4vnniw", "avx512_4fmaps"}
 
 
+def test_the_kernel_keeps_the_state_of_programs_by_xsaves(guest):
+    if "xsavec" not in host_features():
+        pytest.skip("this host's CPU has no XSAVEC, by which the engine does XSAVES")
+    assert "xsaves" in guest.output("cat /proc/cpuinfo").split()
+    assert "using 'compacted' format" in guest.output("dmesg | grep -i 'x86/fpu: Enabled'")
+
+
 def test_a_python_program_gives_what_it_gives_on_the_host(guest, python):
     assert guest.output(python.command) == python.expected
 

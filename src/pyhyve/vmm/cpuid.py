@@ -219,6 +219,13 @@ def physical_bits(entries: Iterable[CpuidEntry]) -> int:
     return next((entry.eax & 0xFF for entry in entries if entry.leaf == EXTENDED_LEAF + 8), 36)
 
 
+def xsave_components(entries: Iterable[CpuidEntry]) -> dict[int, int]:
+    """The state components of leaf 0xD, from 2 on: number to offset in the standard format (SDM Vol. 1 §13.2)."""
+    leaf = {entry.subleaf or 0: entry for entry in entries if entry.leaf == 0xD}
+    there = leaf[0].eax if 0 in leaf else 0
+    return {number: entry.ebx for number, entry in leaf.items() if number >= 2 and there >> number & 1}
+
+
 def shape(
     supported: Iterable[CpuidEntry], topology: Topology = Topology(), *, x2apic: bool = True
 ) -> list[CpuidEntry]:

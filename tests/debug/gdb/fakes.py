@@ -15,7 +15,7 @@ from pyhyve.loop import EventLoop
 from pyhyve.memory import GuestMemory
 from pyhyve.vcpu import STATUS_OF, VERDICT_OF, Platform, Vcpu
 from pyhyve.vcpu_set import VcpuSet
-from pyhyve.vmm.api import Capability, PointKind
+from pyhyve.vmm.api import Capability, CpuidEntry, PointKind
 from pyhyve.vmm.exits import Bogus, Debug, InOut, Mtrap
 from pyhyve.vmm.registers import Access, Reg, Segment
 from tests.fakecpu import ScriptedCpu
@@ -126,6 +126,7 @@ class SimpleMachine:
         self.memory.write(START, bytes(range(END - START)))
         self.loop = EventLoop()
         self.parts = {"simple": SimplePart()}
+        self.cpuid = [CpuidEntry(0xD, 0, 7, 832, 832, 0), CpuidEntry(0xD, 2, 256, 576, 0, 0)]
         self.vcpus = VcpuSet(self.loop.stop)
         platform = Platform(PioBus(), MmioBus(), MsrBus())
         self.cpus = [SimpleCpu(index) for index in range(cpus)]

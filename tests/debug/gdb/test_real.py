@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from pyhyve import Config, Machine
+from pyhyve.vmm.cpuid import xsave_components
 from tests import kernels
 from tests.system.debugger import Debugger
 
@@ -142,13 +143,40 @@ def test_ctrl_c_detach_and_again(gdb, machine):
 
 def test_vector_registers(gdb):
     gdb("set $xmm3.v2_int64[0] = 0x1122334455667788")
-    gdb("set $ymm3.v4_int64[3] = 0x0123456789abcdef")
     gdb("set $mxcsr = 0x1fa0")
     gdb("set $st0 = 1.5")
     gdb("stepi")
-    assert "{0x1122334455667788, 0x0, 0x0, 0x123456789abcdef}" in gdb("output/x $ymm3.v4_int64")
+    assert "{0x1122334455667788, 0x0}" in gdb("output/x $xmm3.v2_int64")
     assert gdb.number("$mxcsr") == 0x1FA0
     assert "1.5" in gdb("output $st0")
+
+
+def test_registers_of_avx(gdb, machine):
+    if 2 not in xsave_components(machine.cpuid):
+        pytest.skip(f"no AVX for guests on the {machine.backend} backend here")
+    gdb("set $xmm3.v2_int64[0] = 0x1122334455667788")
+    gdb("set $ymm3.v4_int64[3] = 0x0123456789abcdef")
+    gdb("stepi")
+    assert "{0x1122334455667788, 0x0, 0x0, 0x123456789abcdef}" in gdb("output/x $ymm3.v4_int64")
+
+
+def test_registers_of_avx_512(gdb, machine):
+    if 7 not in xsave_components(machine.cpuid):
+        pytest.skip(f"no AVX-512 for guests on the {machine.backend} backend here")
+    gdb("set $zmm3.v8_int64[7] = 0x1122334455667788")
+    gdb("set $xmm3.v2_int64[0] = 5")
+    gdb("set $zmm31.v8_int64[4] = 0x99aabbccddeeff00")
+    gdb("set $ymm17.v4_int64[2] = 7")
+    gdb("set $xmm16.v2_int64[1] = 8")
+    gdb("set $k1 = 0x8000000000000001")
+    gdb("stepi")
+    assert "{0x5, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0, 0x1122334455667788}" in gdb("output/x $zmm3.v8_int64")
+    assert "{0x0, 0x0, 0x0, 0x0, 0x99aabbccddeeff00, 0x0, 0x0, 0x0}" in gdb("output/x $zmm31.v8_int64")
+    assert "{0x0, 0x0, 0x7, 0x0}" in gdb("output/x $ymm17.v4_int64")
+    assert "{0x0, 0x8}" in gdb("output/x $xmm16.v2_int64")
+    assert "0x8000000000000001" in gdb("output/x $k1")
+    listing = gdb("info registers vector")
+    assert {"zmm0", "zmm31", "mxcsr"} <= {line.split()[0] for line in listing.splitlines()}
 
 
 def test_control_registers_are_listed(gdb):

@@ -15,9 +15,14 @@ def cpu():
     return SimpleCpu(0)
 
 
+AVX = {2: 576}
+AMD = {2: 576, 5: 832, 6: 896, 7: 1408}
+INTEL = {2: 576, 5: 1088, 6: 1152, 7: 1664}
+
+
 @pytest.fixture
-def file(cpu):
-    return RegisterFile.of(cpu)
+def file():
+    return RegisterFile(AVX)
 
 
 def value(file, cpu, name):
@@ -128,9 +133,41 @@ def test_a_value_of_another_size_is_refused(file, cpu):
         file.write(cpu, 0, bytes(4))
 
 
-def test_without_avx_there_are_no_ymm_registers(cpu):
+@pytest.mark.parametrize("components", [{}, {5: 832, 6: 896, 7: 1408}])
+def test_without_avx_there_are_no_ymm_registers(cpu, components):
     cpu.area = cpu.area[:576]
-    assert "ymm0h" not in RegisterFile.of(cpu).numbers
+    numbers = RegisterFile(components).numbers
+    assert not {"ymm0h", "zmm0h", "k0", "xmm16"} & numbers.keys()
+
+
+@pytest.mark.parametrize("components", [AMD, INTEL])
+def test_avx_512_lies_where_cpuid_says(cpu, components):
+    opmask, high, upper = (components[number] for number in (5, 6, 7))
+    cpu.area = bytearray(range(256)) * 11
+    cpu.area[512:576] = bytes([0xE7]) + bytes(63)
+    file = RegisterFile(components)
+    for name, at, size in (
+        ("k0", opmask, 8), ("k7", opmask + 56, 8), ("zmm0h", high, 32), ("zmm15h", high + 480, 32),
+        ("xmm16", upper, 16), ("ymm16h", upper + 16, 16), ("zmm16h", upper + 32, 32), ("zmm31h", upper + 992, 32),
+    ):  # fmt: skip
+        assert file.read(cpu, file.numbers[name]) == bytes(cpu.area[at : at + size]), name
+    cpu.area[512] = 7
+    assert value(file, cpu, "k7") == value(file, cpu, "zmm3h") == value(file, cpu, "zmm31h") == 0
+    put(file, cpu, "zmm20h", 1 << 255 | 7)
+    assert cpu.area[512] == 0x87
+    assert cpu.area[upper + 4 * 64 + 32] == 7
+    assert value(file, cpu, "zmm20h") == 1 << 255 | 7
+    put(file, cpu, "k1", 5)
+    assert (cpu.area[512], value(file, cpu, "k1"), value(file, cpu, "k2")) == (0xA7, 5, 0)
+
+
+def test_the_avx_512_feature_is_complete():
+    root = ElementTree.fromstring(RegisterFile(AMD).description())
+    features = {feature.get("name"): feature for feature in root.iter("feature")}
+    registers = {reg.get("name"): int(reg.get("bitsize")) for reg in features["org.gnu.gdb.i386.avx512"].iter("reg")}
+    wanted = {f"k{n}": 64 for n in range(8)} | {f"zmm{n}h": 256 for n in range(32)}
+    assert registers == wanted | {name: 128 for n in range(16, 32) for name in (f"xmm{n}", f"ymm{n}h")}
+    assert "org.gnu.gdb.i386.avx512" not in RegisterFile(AVX).description()
 
 
 def test_a_16_bit_guest_has_the_same_layout(file, cpu):

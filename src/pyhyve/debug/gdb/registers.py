@@ -1,7 +1,8 @@
 """The registers as gdb numbers them, and the target description that tells it so.
 
 Source: "Debugging with GDB", G "Target Descriptions" and G.5.15 "x86 Features" for the names, their order and their
-sizes; SDM Vol. 1 §10.5.1 (FXSAVE) and §13.4 (XSAVE) for where x87, SSE and AVX registers lie.
+sizes; SDM Vol. 1 §10.5.1 (FXSAVE) and §13.4 (XSAVE) for where x87, SSE and AVX registers lie. Where AVX-512's lie
+differs between processors: the guest's CPUID says it.
 
 The layout is that of a 64-bit processor whatever mode the guest is in, as a debugger asks for the description once.
 The features beyond gdb's own hold the base of the inactive GS, the control registers and EFER.
@@ -9,7 +10,7 @@ The features beyond gdb's own hold the base of the inactive GS, the control regi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -23,9 +24,12 @@ _FLAGS_VM = 1 << 17
 
 # Offsets in an XSAVE area.
 _FCW, _FSW, _FTW, _FOP, _FIP, _FDP, _MXCSR = 0, 2, 4, 6, 8, 16, 24
-_ST, _XMM, _XSTATE_BV, _YMM_HIGH = 32, 160, 512, 576
+_ST, _XMM, _XSTATE_BV = 32, 160, 512
 _X87, _SSE, _AVX = 1, 2, 4
-_WITH_AVX = _YMM_HIGH + 16 * 16
+# State components by number (SDM Vol. 1 §13.1), and their sizes.
+_YMM, _OPMASK, _ZMM_HIGH, _ZMM_16 = 2, 5, 6, 7
+_SIZES = {_YMM: 256, _OPMASK: 64, _ZMM_HIGH: 512, _ZMM_16: 1024}
+_AVX512 = frozenset({_YMM, _OPMASK, _ZMM_HIGH, _ZMM_16})
 _FCW_INITIAL = 0x37F
 _TAG_VALID, _TAG_ZERO, _TAG_SPECIAL, _TAG_EMPTY = range(4)
 
@@ -43,20 +47,22 @@ _FLAGS_TYPE = """<flags id="i386_eflags" size="4">
 <field name="VM" start="17" end="17"/><field name="AC" start="18" end="18"/><field name="VIF" start="19" end="19"/>
 <field name="VIP" start="20" end="20"/><field name="ID" start="21" end="21"/></flags>
 """
-_VECTOR_TYPES = """<vector id="v4f" type="ieee_single" count="4"/><vector id="v2d" type="ieee_double" count="2"/>
+_VEC128_TYPE = """<vector id="v4f" type="ieee_single" count="4"/><vector id="v2d" type="ieee_double" count="2"/>
 <vector id="v16i8" type="int8" count="16"/><vector id="v8i16" type="int16" count="8"/>
 <vector id="v4i32" type="int32" count="4"/><vector id="v2i64" type="int64" count="2"/>
 <union id="vec128"><field name="v4_float" type="v4f"/><field name="v2_double" type="v2d"/>
 <field name="v16_int8" type="v16i8"/><field name="v8_int16" type="v8i16"/><field name="v4_int32" type="v4i32"/>
 <field name="v2_int64" type="v2i64"/><field name="uint128" type="uint128"/></union>
-<flags id="i386_mxcsr" size="4">
+"""
+_MXCSR_TYPE = """<flags id="i386_mxcsr" size="4">
 <field name="IE" start="0" end="0"/><field name="DE" start="1" end="1"/><field name="ZE" start="2" end="2"/>
 <field name="OE" start="3" end="3"/><field name="UE" start="4" end="4"/><field name="PE" start="5" end="5"/>
 <field name="DAZ" start="6" end="6"/><field name="IM" start="7" end="7"/><field name="DM" start="8" end="8"/>
 <field name="ZM" start="9" end="9"/><field name="OM" start="10" end="10"/><field name="UM" start="11" end="11"/>
 <field name="PM" start="12" end="12"/><field name="FZ" start="15" end="15"/></flags>
 """
-_TYPES = {"core": _FLAGS_TYPE, "sse": _VECTOR_TYPES}
+_V2UI128_TYPE = '<vector id="v2ui128" type="uint128" count="2"/>\n'
+_TYPES = {"core": _FLAGS_TYPE, "sse": _VEC128_TYPE + _MXCSR_TYPE, "avx512": _VEC128_TYPE + _V2UI128_TYPE}
 
 
 class CannotWrite(PyhyveError):
@@ -66,8 +72,9 @@ class CannotWrite(PyhyveError):
 class View:
     """A resting vCPU's registers, each group read once. A view is good until one of them is written."""
 
-    def __init__(self, cpu: VirtualCpu) -> None:
+    def __init__(self, cpu: VirtualCpu, components: Mapping[int, int]) -> None:
         self.cpu = cpu
+        self.components = components
 
     @cached_property
     def values(self) -> dict[Reg, int]:
@@ -83,8 +90,9 @@ class View:
             area[_ST:_XMM] = bytes(_XMM - _ST)
         if not present & _SSE:
             area[_XMM : _XMM + 256] = bytes(256)
-        if not present & _AVX:
-            area[_YMM_HIGH:_WITH_AVX] = bytes(len(area[_YMM_HIGH:_WITH_AVX]))
+        for number, offset in self.components.items():
+            if number in _SIZES and not present >> number & 1:
+                area[offset : offset + _SIZES[number]] = bytes(_SIZES[number])
         return bytes(area)
 
     def area(self, offset: int, size: int) -> int:
@@ -224,14 +232,33 @@ def _core() -> Iterator[Register]:
         yield _field(name, 32, "int", "core", (offset, size, _X87), "float")
 
 
-def _all(avx: bool) -> Iterator[Register]:
+def _avx512(components: Mapping[int, int]) -> Iterator[Register]:
+    opmask, high, upper = (components[number] for number in (_OPMASK, _ZMM_HIGH, _ZMM_16))
+    for number in range(16):
+        where = (upper + 64 * number, 16, 1 << _ZMM_16)
+        yield _field(f"xmm{number + 16}", 128, "vec128", "avx512", where, "")
+    for number in range(16):
+        where = (upper + 64 * number + 16, 16, 1 << _ZMM_16)
+        yield _field(f"ymm{number + 16}h", 128, "uint128", "avx512", where, "")
+    for number in range(8):
+        yield _field(f"k{number}", 64, "uint64", "avx512", (opmask + 8 * number, 8, 1 << _OPMASK), "")
+    for number in range(16):
+        yield _field(f"zmm{number}h", 256, "v2ui128", "avx512", (high + 32 * number, 32, 1 << _ZMM_HIGH), "")
+    for number in range(16):
+        where = (upper + 64 * number + 32, 32, 1 << _ZMM_16)
+        yield _field(f"zmm{number + 16}h", 256, "v2ui128", "avx512", where, "")
+
+
+def _all(components: Mapping[int, int]) -> Iterator[Register]:
     yield from _core()
     for number in range(16):
         yield _field(f"xmm{number}", 128, "vec128", "sse", (_XMM + 16 * number, 16, _SSE), "")
     yield _field("mxcsr", 32, "i386_mxcsr", "sse", (_MXCSR, 4, _SSE), "vector")
-    if avx:
+    if _YMM in components:
         for number in range(16):
-            yield _field(f"ymm{number}h", 128, "uint128", "avx", (_YMM_HIGH + 16 * number, 16, _AVX), "")
+            yield _field(f"ymm{number}h", 128, "uint128", "avx", (components[_YMM] + 16 * number, 16, _AVX), "")
+    if components.keys() >= _AVX512:
+        yield from _avx512(components)
     for name in (SegmentName.FS, SegmentName.GS):
         read, write = partial(_read_base, name), partial(_write_base, name)
         yield Register(f"{name}_base", 64, "int64", "segments", read, write)
@@ -245,22 +272,22 @@ _FEATURES = {
     "core": "org.gnu.gdb.i386.core",
     "sse": "org.gnu.gdb.i386.sse",
     "avx": "org.gnu.gdb.i386.avx",
+    "avx512": "org.gnu.gdb.i386.avx512",
     "segments": "org.gnu.gdb.i386.segments",
     "system": "org.pyhyve.i386.system",
 }
 
 
 class RegisterFile:
-    """The registers of a machine's vCPUs in gdb's order. ``avx`` is whether vector states have room for AVX."""
+    """The registers of a machine's vCPUs in gdb's order.
 
-    def __init__(self, avx: bool) -> None:
-        self.registers = tuple(_all(avx))
+    ``components`` are the numbers of the state components that an XSAVE area has, from 2 on, and where they lie.
+    """
+
+    def __init__(self, components: Mapping[int, int]) -> None:
+        self.components = components
+        self.registers = tuple(_all(components))
         self.numbers = {register.name: number for number, register in enumerate(self.registers)}
-
-    @classmethod
-    def of(cls, cpu: VirtualCpu) -> RegisterFile:
-        """The register file that fits the machine of ``cpu``, which must rest."""
-        return cls(avx=len(cpu.get_xsave()) >= _WITH_AVX)
 
     def description(self) -> str:
         """The target description, ``target.xml``."""
@@ -279,16 +306,16 @@ class RegisterFile:
 
     def read(self, cpu: VirtualCpu, number: int) -> bytes:
         """One register, little-endian. Raises ``IndexError``."""
-        return self._bytes(self.registers[number], View(cpu))
+        return self._bytes(self.registers[number], View(cpu, self.components))
 
     def read_some(self, cpu: VirtualCpu, numbers: Iterable[int]) -> list[bytes]:
         """Several registers at once."""
-        view = View(cpu)
+        view = View(cpu, self.components)
         return [self._bytes(self.registers[number], view) for number in numbers]
 
     def read_all(self, cpu: VirtualCpu) -> bytes:
         """All of them, in order."""
-        view = View(cpu)
+        view = View(cpu, self.components)
         return b"".join(self._bytes(register, view) for register in self.registers)
 
     def write(self, cpu: VirtualCpu, number: int, data: bytes) -> None:
@@ -296,7 +323,7 @@ class RegisterFile:
         register = self.registers[number]
         if len(data) != register.bits // 8:
             raise CannotWrite(f"{register.name} has {register.bits} bits")
-        register.write(View(cpu), int.from_bytes(data, "little"))
+        register.write(View(cpu, self.components), int.from_bytes(data, "little"))
 
     def write_all(self, cpu: VirtualCpu, data: bytes) -> None:
         """Set those that differ from what ``data`` has for them; it may end early. Raises as ``write`` does."""

@@ -22,6 +22,8 @@ from pyhyve.debug.gdb.session import Session
 from pyhyve.debug.gdb.space import Space
 from pyhyve.errors import BackendError
 from pyhyve.loop import EventLoop
+from pyhyve.vmm.api import CpuidEntry
+from pyhyve.vmm.cpuid import xsave_components
 from pyhyve.vmm.exits import SuspendReason
 
 DEFAULT_ADDRESS = "127.0.0.1"
@@ -37,6 +39,7 @@ class Machine(Debuggee, Protocol):
     """What the server needs of a machine."""
 
     loop: EventLoop
+    cpuid: list[CpuidEntry]
 
     @property
     def status(self) -> int | None: ...
@@ -169,7 +172,7 @@ class GdbServer:
         self._closed = False
         self._connection: Connection | None = None
         self.space = Space(machine.memory)
-        self.registers = RegisterFile.of(machine.vcpus.vcpus[0].cpu)
+        self.registers = RegisterFile(xsave_components(machine.cpuid))
         self.monitor = Monitor(machine, self.space)
         self.control = Control(machine.vcpus, machine.loop, self._stopped)
         self._listener = listen(address, port)

@@ -29,8 +29,8 @@ _OSXSAVE = _bits(27)
 _LEAF1_ECX = _bits(0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30)
 # ... and what the engine does by itself: x2APIC, TSC deadline, hypervisor
 _LEAF1_ECX_OWN = _bits(21, 24, 31)
-# Leaf 1 EDX: FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFLUSH MMX FXSR SSE SSE2 HT
-_LEAF1_EDX = _bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 28)
+# Leaf 1 EDX: FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFLUSH MMX FXSR SSE SSE2 HT
+_LEAF1_EDX = _bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26, 28)
 # Leaf 7 EBX: FSGSBASE BMI1 AVX2 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP CLFLUSHOPT CLWB SHA; TSC_ADJUST is the engine's
 _LEAF7_EBX = _bits(0, 3, 5, 7, 8, 9, 10, 18, 19, 20, 23, 24, 29)
 _LEAF7_EBX_OWN = _bits(1)
@@ -52,9 +52,11 @@ _EXT1_ECX = _bits(0, 5, 7, 8, 22)
 _TOPOEXT = _bits(22)
 # ... EDX: SYSCALL NX PDPE1GB RDTSCP LM; on AMD also the bits that mirror leaf 1
 _EXT1_EDX = _bits(11, 20, 26, 27, 29)
-_EXT1_EDX_MIRROR = _bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24)
-# Leaf 0xD subleaf 1: XSAVEOPT XSAVEC XGETBV1
-_XSAVE_EXTRA = _bits(0, 1, 2)
+_EXT1_EDX_MIRROR = _bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24)
+# Leaf 0xD subleaf 1: XSAVEOPT; with XSAVEC the engine does XGETBV with ECX 1 and XSAVES too
+_XSAVEOPT = _bits(0)
+_XSAVEC = _bits(1)
+_XSAVE_EXTRA = _bits(0, 1, 2, 3)
 _XCR0_CARRIED = 0xE7  # x87, SSE, AVX, AVX-512
 _XCR0_AVX = 6
 _XCR0_AVX512 = 0xE6
@@ -182,7 +184,8 @@ def _basic_rows(read: ReadLeaf, host_max: int, intel: bool, host_xcr0: int, tsc_
         parts = [(number, *read(0xD, number)) for number in range(2, 8) if xcr0 >> number & 1]
         size = max([_XSAVE_LEGACY, *(offset + length for _, length, offset, _, _ in parts)])
         rows.append((0xD, 0, xcr0, size, size, 0))
-        rows.append((0xD, 1, read(0xD, 1)[0] & _XSAVE_EXTRA, size, 0, 0))
+        extra = read(0xD, 1)[0]
+        rows.append((0xD, 1, _XSAVE_EXTRA if extra & _XSAVEC else extra & _XSAVEOPT, size, 0, 0))
         rows += [(0xD, number, length, offset, ecx & _XSAVE_ALIGNED, 0) for number, length, offset, ecx, _ in parts]
     if intel:
         rows += _frequency_rows(tsc_hz)

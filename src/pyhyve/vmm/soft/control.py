@@ -9,7 +9,7 @@ stores it, flushes what is stale and recomputes the mode.
 
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t, uint8_t
-from cython.cimports.pyhyve.vmm.soft.cpuid import R_EBX, R_ECX, cpuid_row, feature
+from cython.cimports.pyhyve.vmm.soft.cpuid import R_EBX, R_ECX, R_EDX, cpuid_row, feature, xsave_extra
 from cython.cimports.pyhyve.vmm.soft.debug import debug_update, raise_debug
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
@@ -38,10 +38,12 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     CR4_PCIDE,
     CR4_PGE,
     CR4_PSE,
+    CR4_PVI,
     CR4_SMAP,
     CR4_SMEP,
     CR4_TSD,
     CR4_UMIP,
+    CR4_VME,
     CS,
     DONE,
     EFER_LMA,
@@ -57,7 +59,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     gp,
     ud,
 )
-from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE
+from cython.cimports.pyhyve.vmm.soft.xstate import AVX512_STATE, EXTRA_XGETBV
 
 # Control registers
 
@@ -130,6 +132,8 @@ def set_cr3(s, value):
 
 def cr4_allowed(e):
     allowed: uint64_t = CR4_PSE | CR4_PAE | CR4_PCE | CR4_TSD | CR4_DE | CR4_MCE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT
+    if feature(e, 1, R_EDX, 1):
+        allowed |= CR4_VME | CR4_PVI
     if feature(e, 1, R_ECX, 26):
         allowed |= CR4_OSXSAVE
     if feature(e, 1, R_ECX, 17):
@@ -270,13 +274,11 @@ def xgetbv(s, insn):
     index: uint32_t = cython.cast(uint32_t, s.gpr[RCX])
     value: uint64_t
     i: cython.int
-    row: cython.pointer[CpuidRow]
     if s.cr4 & CR4_OSXSAVE == 0:
         return ud(s)
     value = s.xcr0
     if index == 1:
-        row = cpuid_row(s.engine, 0xD, 1)
-        if row == cython.NULL or row.eax & 4 == 0:
+        if not xsave_extra(s.engine, EXTRA_XGETBV):
             return gp(s, 0)
         # XINUSE: what XSAVEC finds not to be initial.
         for i in range(512, 576):

@@ -38,6 +38,7 @@ ctypedef int (*EnterFunction)(CpuState *s, uint64_t code, uint64_t rip) noexcept
 
 cdef bint fsgsbase_allowed() noexcept nogil
 cdef enum:
+    RESET_VECTOR = 0xFFFFFFF0
     COPIED_CODE = 800  # more than MAX_INSNS instructions can have
     REGIONS = 256  # code caches of live machines in one process
 
@@ -60,6 +61,7 @@ cdef void flush_cache(CpuState *s) noexcept nogil
 cdef void choose_slot(CpuState *s) noexcept nogil
 cdef bint nobody_left(CpuState *s) noexcept nogil
 cdef bint start_other(CpuState *s) noexcept nogil
+cdef bint begins_anew(CpuState *s) noexcept nogil
 cdef void chain(CpuState *s, Block *b) noexcept nogil
 cdef void take_pending(CpuState *s) noexcept nogil
 cdef bint settle(CpuState *s) noexcept nogil

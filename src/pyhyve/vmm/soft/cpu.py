@@ -42,6 +42,7 @@ from cython.cimports.pyhyve.vmm.soft.debug import (
 from cython.cimports.pyhyve.vmm.soft.decode import ops
 from cython.cimports.pyhyve.vmm.soft.evex import masked_access
 from cython.cimports.pyhyve.vmm.soft.events import deliver_exception, deliver_interrupt, deliver_nmi
+from cython.cimports.pyhyve.vmm.soft.flags import virtual_due
 from cython.cimports.pyhyve.vmm.soft.helpers import table
 from cython.cimports.pyhyve.vmm.soft.insn import Insn
 from cython.cimports.pyhyve.vmm.soft.jumps import code_page, find_jump, note_jump
@@ -89,6 +90,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FAULT,
     FLAG_RF,
     FLAG_TF,
+    FLAG_VIP,
     HIT_DEBUGGER,
     LEAVE,
     LOW32,
@@ -133,6 +135,7 @@ from cython.cimports.pyhyve.vmm.soft.stubs import (
     X_SLOW,
 )
 from cython.cimports.pyhyve.vmm.soft.modes import reset_cpu, update_mode
+from cython.cimports.pyhyve.vmm.soft.msr import APIC_BSP
 from cython.cimports.pyhyve.vmm.soft.threads import (
     lock_code,
     park,
@@ -549,6 +552,8 @@ def settle(s):
     if s.events & PENDING_INIT:
         s.events = 0
         reset_cpu(s, True)
+        if begins_anew(s):
+            return False
         __atomic_exchange_n(cython.address(s.down), 1, 5)
         return leave_with(s, EXIT_SPINDOWN, 0, 0)
     if s.inhibit:
@@ -574,6 +579,18 @@ def settle(s):
         elif s.iff and vector < 0:
             # The PIC's line is up but LINT0 does not let it in: a change of LVT0 will say so.
             s.events &= ~cython.cast(uint32_t, PENDING_INTERRUPT | PENDING_EXTINT)
+    return False
+
+
+def begins_anew(s):
+    """Does this vCPU go on behind an INIT without a start-up IPI? The boot processor does, at the reset vector (SDM Vol. 3A
+    9.4.1), where firmware is there and it is not the only one that runs: the last one out is the machine's reset."""
+    i: uint32_t
+    if s.apic_base & APIC_BSP == 0 or ram_host(s.engine, RESET_VECTOR, False) == 0:
+        return False
+    for i in range(s.engine.cpu_count):
+        if i != s.index and __atomic_load_n(cython.address(s.engine.cpus[i].down), 5) == 0:
+            return True
     return False
 
 
@@ -726,6 +743,9 @@ def run_loop(s):
                 native.xrstor(s.xsave, e.xsave_mask)
             continue
         s.dead = 0
+        if s.flags_system & FLAG_VIP and virtual_due(s):
+            gp(s, 0)
+            continue
         va = linear_rip(s)
         # An interrupt may have come between the unresolved jump and here: then nothing is chained.
         patch = patch and va == chain_to and s.mode == s.slot_mode

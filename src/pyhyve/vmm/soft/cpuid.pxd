@@ -21,6 +21,8 @@ cdef enum:
 
 # Is a feature bit announced?
 cdef bint feature(Engine *e, uint32_t leaf, int reg, int bit) noexcept nogil
+# Is one of XSAVE's relatives there (xstate.EXTRA_*)?
+cdef bint xsave_extra(Engine *e, uint32_t bit) noexcept nogil
 cdef CpuidRow *cpuid_row(Engine *e, uint32_t leaf, uint32_t subleaf) noexcept nogil
 
 # Used inside this module only.

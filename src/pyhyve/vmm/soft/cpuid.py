@@ -13,7 +13,7 @@ from cython.cimports.pyhyve.vmm.soft.msr import APIC_ENABLED
 from cython.cimports.pyhyve.vmm.soft.native import native
 from cython.cimports.pyhyve.vmm.soft.state import CR4_OSXSAVE, RAX, RBX, RCX, RDX, CpuidRow
 from cython.cimports.pyhyve.vmm.soft.system import rdtsc
-from cython.cimports.pyhyve.vmm.soft.xstate import xsave_size
+from cython.cimports.pyhyve.vmm.soft.xstate import EXTRA_C, EXTRA_S, extras, xsave_size
 
 from pyhyve.vmm.soft import announce
 
@@ -44,6 +44,14 @@ def feature(e, leaf, reg, bit):
     return (value >> bit) & 1
 
 
+def xsave_extra(e, bit):
+    row: cython.pointer[CpuidRow] = cpuid_row(e, 0xD, 1)
+    shown: uint32_t = extras if e.cpuid_count == 0 else 0
+    if row != cython.NULL:
+        shown = row.eax
+    return (shown & extras) >> bit & 1
+
+
 def cpuid_query(s, leaf, subleaf, regs):
     row: cython.pointer[CpuidRow] = cpuid_row(s.engine, leaf, subleaf)
     threads: uint32_t
@@ -68,7 +76,7 @@ def cpuid_query(s, leaf, subleaf, regs):
     elif leaf == 0xD:
         if row != cython.NULL and subleaf == 0:
             regs[1] = xsave_size(s.xcr0, False)
-        elif row != cython.NULL and subleaf == 1 and regs[0] & 2:
+        elif row != cython.NULL and subleaf == 1 and regs[0] & (1 << EXTRA_C | 1 << EXTRA_S):
             regs[1] = xsave_size(s.xcr0, True)
     elif leaf == LEAF_AMD_TOPOLOGY:
         if row != cython.NULL:

@@ -71,6 +71,8 @@ cdef enum:
     ATTR_F64 = 8
     ATTR_LOCK = 0x10
     ATTR_V = 0x20        # has an operand of operand size: 66 matters
+    ATTR_VVVV = 0x40     # VEX.vvvv names a register
+    ATTR_IS4 = 0x80      # the immediate's upper half names a register
 
     NEED_FPU = 1
     NEED_MMX = 2

@@ -84,6 +84,11 @@ def _fill_op(number: cython.int, tokens, vex):
             need |= NEED_AVX
         elif token == "wait":
             need = NEED_WAIT
+        elif token == "H":
+            attr |= ATTR_VVVV
+        elif token == "L":
+            op.imm = SZ_B
+            attr |= ATTR_IS4
         elif token in ("AL", "eAX", "CL", "1", "legacy", "Ap"):
             if token == "eAX":
                 attr |= ATTR_V
@@ -107,6 +112,7 @@ def _fill_op(number: cython.int, tokens, vex):
                 op.z_size = _SIZE_CODES[reg_size]
             elif first == "B":
                 op.vvvv_access = _ACCESS[suffix]
+                attr |= ATTR_VVVV
             elif first == "I":
                 op.imm = _SIZE_CODES[size]
             elif first == "J":
@@ -120,7 +126,7 @@ def _fill_op(number: cython.int, tokens, vex):
             if first in "EMWQ" or (first == "K" and size):
                 op.mem_size = _SIZE_CODES[size]
                 op.mem_access = _MEM_ACCESS[suffix]
-            if first in "VHWU":
+            if first in "VWU":
                 need |= NEED_AVX if vex else NEED_SSE
             if first in "PQN":
                 need |= NEED_MMX
@@ -420,8 +426,7 @@ def decode_fields(code, avail, mode, insn):
             insn.vex_l = (insn.evex[2] >> 5) & 3 if insn.vex == 2 else (b >> 2) & 1
             insn.vex_pp = pp = b & 3
             if not code64:
-                # There are eight registers: the bits that would name others mean nothing
-                insn.vvvv &= 7
+                # There are eight registers: the bits that would name others mean nothing. Of vvvv that is vector_row's to say
                 insn.evex[0] |= 0xF0
                 insn.evex[2] |= 8
                 r = x = bb = 0
@@ -606,6 +611,8 @@ def decode_fields(code, avail, mode, insn):
             value = cython.cast(uint64_t, cython.cast(int64_t, cython.cast(int16_t, value)))
         elif size == 4:
             value = cython.cast(uint64_t, cython.cast(int64_t, cython.cast(int32_t, value)))
+        if op.attr & ATTR_IS4 and not code64:
+            value &= 0x7F
         insn.imm = value
         insn.imm_size = size
         if op.imm_word == 2:
@@ -639,7 +646,11 @@ def vector_row(insn, row, index, code64):
         if not code64:
             insn.evex[1] |= 0x40
         return row
-    if op.need & NEED_AVX512 and insn.has_mem and (insn.vex_l or insn.vvvv):
+    if insn.vvvv and op.attr & ATTR_VVVV == 0:
+        return 0
+    if not code64:
+        insn.vvvv &= 7
+    if op.need & NEED_AVX512 and insn.has_mem and insn.vex_l:
         return 0
     return row
 

@@ -45,6 +45,9 @@ cdef int enter_long(CpuState *s, uint8_t vector, int source, uint64_t rip, uint6
 cdef int enter_protected(CpuState *s, uint8_t vector, int source, uint64_t rip, uint64_t flags, bint has_error,
                          uint32_t error) noexcept nogil
 cdef int enter_real(CpuState *s, uint8_t vector, uint64_t rip, uint64_t flags) noexcept nogil
+cdef int enter_8086(CpuState *s, uint64_t where, uint64_t rip, uint64_t flags) noexcept nogil
+cdef int is_redirected(CpuState *s, uint8_t vector, bint *own) noexcept nogil
+cdef int enter_redirected(CpuState *s, uint8_t vector, uint64_t rip) noexcept nogil
 cdef int enter_task(CpuState *s, uint16_t selector, uint64_t rip, uint64_t flags, bint has_error,
                     uint32_t error) noexcept nogil
 cdef int check_handler(CpuState *s, uint16_t selector, Segment *cs, uint64_t *address) noexcept nogil

@@ -11,8 +11,10 @@ that software asks for is delivered by the instruction's helper itself.
 
 import cython
 from cython.cimports.libc.stdint import uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.flags import has_virtual_if, set_virtual_if, virtual_image, virtual_refused
 from cython.cimports.pyhyve.vmm.soft.insn import next_rip
 from cython.cimports.pyhyve.vmm.soft.access import mem_write, system_read
+from cython.cimports.pyhyve.vmm.soft.portio import TSS_IO_MAP
 from cython.cimports.pyhyve.vmm.soft.segments import (
     TYPE_INTERRUPT_GATE,
     TYPE_INTERRUPT_GATE16,
@@ -41,6 +43,7 @@ from cython.cimports.pyhyve.vmm.soft.segments import (
 from cython.cimports.pyhyve.vmm.soft.tasks import SWITCH_CALL, SWITCH_RETURN, task_switch
 from cython.cimports.pyhyve.vmm.soft.state import (
     CR0_PE,
+    CR4_VME,
     CS,
     DONE,
     DS,
@@ -374,13 +377,23 @@ def enter_task(s, selector, rip, flags, has_error, error):
 
 
 def enter_real(s, vector, rip, flags):
-    vector_entry: uint64_t = 0
     where: uint32_t = vector * 4
-    sp: uint64_t = s.gpr[RSP]
-    mask: uint64_t = stack_mask(s)
     if where + 3 > s.idt_limit:
         return gp(s, vector * 8 + ERROR_IDT)
-    if system_read(s, (s.idt_base + where) & LOW32, 4, cython.address(vector_entry)) != DONE:
+    if enter_8086(s, (s.idt_base + where) & LOW32, rip, flags) != DONE:
+        return FAULT
+    s.iff = 0
+    s.flags_system &= ~cython.cast(uint64_t, FLAG_AC)
+    update_mode(s)
+    return DONE
+
+
+def enter_8086(s, where, rip, flags):
+    """A frame of three words, and CS:IP from the vector's entry at ``where``. The caller clears IF, and updates the mode."""
+    vector_entry: uint64_t = 0
+    sp: uint64_t = s.gpr[RSP]
+    mask: uint64_t = stack_mask(s)
+    if system_read(s, where, 4, cython.address(vector_entry)) != DONE:
         return FAULT
     if (
         write_stack(s, (sp - 2) & mask, 2, flags) != DONE
@@ -389,11 +402,9 @@ def enter_real(s, vector, rip, flags):
     ):
         return FAULT
     set_sp(s, sp - 6, mask)
-    s.iff = 0
-    s.flags_system &= ~cython.cast(uint64_t, FLAG_TF | FLAG_RF | FLAG_AC)
+    s.flags_system &= ~cython.cast(uint64_t, FLAG_TF | FLAG_RF)
     set_real(s, CS, vector_entry >> 16 & 0xFFFF)
     s.rip = vector_entry & 0xFFFF
-    update_mode(s)
     return DONE
 
 
@@ -405,9 +416,47 @@ def software_interrupt(s, insn, vector):
 
 
 def int_n(s, insn):
-    if s.flags_system & FLAG_VM and (s.flags_system & FLAG_IOPL) != FLAG_IOPL:
-        return gp(s, 0)
+    own: cython.bint = False
+    if s.flags_system & FLAG_VM:
+        if s.cr4 & CR4_VME and is_redirected(s, insn.imm & 0xFF, cython.address(own)) != DONE:
+            return FAULT
+        if own:
+            return enter_redirected(s, insn.imm & 0xFF, next_rip(s, insn))
+        if (s.flags_system & FLAG_IOPL) != FLAG_IOPL:
+            return gp(s, 0)
     return software_interrupt(s, insn, insn.imm & 0xFF)
+
+
+def is_redirected(s, vector, own):
+    """Does the TSS leave this vector to the 8086 program itself (SDM Vol. 3A 20.3.3)? The 256 bits are in front of the I/O map."""
+    base: uint64_t = 0
+    bits: uint64_t = 0
+    if s.tr.limit < TSS_IO_MAP + 1:
+        return gp(s, 0)
+    if system_read(s, s.tr.base + TSS_IO_MAP, 2, cython.address(base)) != DONE:
+        return FAULT
+    base = (base - 32 + (vector >> 3)) & LOW32
+    if base > s.tr.limit:
+        return gp(s, 0)
+    if system_read(s, s.tr.base + base, 1, cython.address(bits)) != DONE:
+        return FAULT
+    own[0] = (bits >> (vector & 7)) & 1 == 0
+    return DONE
+
+
+def enter_redirected(s, vector, rip):
+    """To the handler that the program's own vectors name, which lie at linear address 0."""
+    flags: uint64_t = get_rflags(s)
+    virtual: cython.bint = (flags & FLAG_IOPL) != FLAG_IOPL
+    if enter_8086(s, vector * 4, rip, virtual_image(flags) if virtual else flags) != DONE:
+        return FAULT
+    if virtual:
+        set_virtual_if(s, False)
+    else:
+        s.iff = 0
+    s.inhibit = 0
+    update_mode(s)
+    return DONE
 
 
 def int3(s, insn):
@@ -460,7 +509,7 @@ def iret(s, insn):
 
 
 def iret_real(s, insn):
-    """Real mode, and virtual-8086 mode with IOPL 3, where IOPL stays."""
+    """Real mode, and virtual-8086 mode, where IOPL stays and must be 3, or VIF is there in IF's place."""
     size: uint32_t = insn.opsize
     mask: uint64_t = stack_mask(s)
     sp: uint64_t = s.gpr[RSP]
@@ -468,9 +517,10 @@ def iret_real(s, insn):
     selector: uint64_t = 0
     flags: uint64_t = 0
     status: cython.int
-    keep: uint64_t
+    keep: uint64_t = IRET_COMMON
     virtual: cython.bint = (s.flags_system & FLAG_VM) != 0
-    if virtual and (s.flags_system & FLAG_IOPL) != FLAG_IOPL:
+    virtual_if: cython.bint = virtual and (s.flags_system & FLAG_IOPL) != FLAG_IOPL
+    if virtual_if and (not has_virtual_if(s) or size != 2):
         return gp(s, 0)
     status = read_stack(s, sp & mask, size, cython.address(rip))
     if status == DONE:
@@ -479,12 +529,15 @@ def iret_real(s, insn):
         status = read_stack(s, (sp + 2 * size) & mask, size, cython.address(flags))
     if status != DONE:
         return status
-    if rip > s.segments[CS].limit:
+    if rip > s.segments[CS].limit or (virtual_if and virtual_refused(s, flags)):
         return gp(s, 0)
     set_real(s, CS, selector & 0xFFFF)
     s.rip = rip
     set_sp(s, sp + 3 * size, mask)
-    keep = IRET_COMMON | FLAG_IF
+    if virtual_if:
+        set_virtual_if(s, flags & FLAG_IF != 0)
+    else:
+        keep |= FLAG_IF
     if not virtual:
         keep |= FLAG_IOPL
     if size == 4:

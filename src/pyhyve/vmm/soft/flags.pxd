@@ -18,6 +18,13 @@ cdef void stack_adjust(CpuState *s, int64_t delta) noexcept nogil
 cdef int push_value(CpuState *s, uint64_t value, uint32_t size) noexcept nogil
 cdef int peek_value(CpuState *s, uint64_t offset, uint32_t size, uint64_t *value) noexcept nogil
 
+# What VME and PVI make of IF.
+cdef bint has_virtual_if(CpuState *s) noexcept nogil
+cdef uint64_t virtual_image(uint64_t flags) noexcept nogil
+cdef bint virtual_refused(CpuState *s, uint64_t flags) noexcept nogil
+cdef bint virtual_due(CpuState *s) noexcept nogil
+cdef void set_virtual_if(CpuState *s, bint on) noexcept nogil
+
 # Helpers
 cdef int cli(CpuState *s, Insn *insn) noexcept nogil
 cdef int sti(CpuState *s, Insn *insn) noexcept nogil

@@ -7,7 +7,7 @@ machine with EXIT_RDMSR or EXIT_WRMSR.
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
 from cython.cimports.pyhyve.vmm.soft.control import PHYSICAL
-from cython.cimports.pyhyve.vmm.soft.cpuid import cpuid_row
+from cython.cimports.pyhyve.vmm.soft.cpuid import cpuid_row, xsave_extra
 from cython.cimports.pyhyve.vmm.soft.debug import DEBUGCTL_BTF, DEBUGCTL_LBR
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish
@@ -50,6 +50,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     gp,
     is_canonical,
 )
+from cython.cimports.pyhyve.vmm.soft.xstate import EXTRA_S
 
 def exit_to(s, kind, address, size, value):
     s.exit.kind = kind
@@ -212,6 +213,8 @@ def msr_read(s, index, value):
         or index == MSR_AMD_TSEG_MASK
     ):
         value[0] = 0
+    elif index == MSR_XSS and xsave_extra(s.engine, EXTRA_S):
+        value[0] = 0
     elif (index == MSR_SYSTEM_TIME or index == MSR_WALL_CLOCK) and pvclock_announced(s.engine):
         value[0] = s.pv_time if index == MSR_SYSTEM_TIME else s.pv_wall
     elif s.answered:
@@ -313,6 +316,8 @@ def msr_write(s, index, value):
         or index == MSR_PLATFORM_INFO
     ):
         return gp(s, 0)  # read only
+    elif index == MSR_XSS and xsave_extra(s.engine, EXTRA_S):
+        return gp(s, 0) if value else DONE  # no supervisor state is there
     elif (index == MSR_SYSTEM_TIME or index == MSR_WALL_CLOCK) and pvclock_announced(s.engine):
         return pvclock_write(s, index, value)
     else:

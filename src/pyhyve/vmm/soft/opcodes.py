@@ -6,8 +6,9 @@ KEY      ``[V]MAP.OPCODE[/REG][.m|.r][:PP]``: V for VEX encodings; MAP empty, ``
          ``50-57`` names several opcodes; ``/REG`` the reg field of ModRM; ``.m`` memory and ``.r`` register forms
          only; PP a mandatory prefix (np, 66, F3, F2). Later rows win over earlier ones.
 operands ``E`` ModRM.rm, register or memory; ``G`` ModRM.reg; ``M`` memory only; ``R`` register only by rm; ``Z``
-         register in the opcode; ``B`` register in VEX.vvvv; ``V H W U`` vector and ``P Q N`` MMX registers as the
-         SDM has them; ``K`` an opmask register, with a size the memory in its place; ``I`` immediate; ``J`` relative
+         register in the opcode; ``B`` register in VEX.vvvv; ``V W U`` vector and ``P Q N`` MMX registers as the
+         SDM has them; ``H`` a vector or opmask register in VEX.vvvv, which must be 1111b where there is neither ``B``
+         nor ``H``; ``L`` one in the upper half of an immediate byte; ``K`` an opmask register, with a size the memory in its place; ``I`` immediate; ``J`` relative
          jump; ``O`` memory offset. Then the size: b w d q, v (operand size), z (operand size, at most 4), y (4, or 8
          with REX.W), x (16, 32 with VEX.L), h f e (half, quarter, eighth of x), o (16), kw kb (2 and 1, with VEX.W 8
          and 4), or a number of bytes. ``Ed1`` is a 32-bit register or 1 byte of memory. ``!`` behind
@@ -242,7 +243,9 @@ FF/6 push Ev d64 %push_mem
 0F.C1 xadd Ev+ Gv+ lk >oszapc
 0F.C3.m:np movnti My! Gy
 0F.C7/1.m cmpxchg8b Mpair+ lk >z
+0F.C7/3.m:np xrstors M- @xrstors
 0F.C7/4.m:np xsavec M- @xsavec
+0F.C7/5.m:np xsaves M- @xsaves
 0F.C7/6.r rdrand Rv! >oszapc
 0F.C7/7.r rdseed Rv! >oszapc
 0F.C7/7.r:F3 rdpid Ry- @rdpid
@@ -338,24 +341,28 @@ DF/6.r fcomip >zpc
 SSE = """
 0F.10:np movups Vx! Wx
 0F.10:66 movupd Vx! Wx
-0F.10:F3 movss Vx! Wd
-0F.10:F2 movsd Vx! Wq
+0F.10.m:F3 movss Vx! Wd
+0F.10.r:F3 movss Vx! H Wd
+0F.10.m:F2 movsd Vx! Wq
+0F.10.r:F2 movsd Vx! H Wq
 0F.11:np movups Wx! Vx
 0F.11:66 movupd Wx! Vx
-0F.11:F3 movss Wd! Vx
-0F.11:F2 movsd Wq! Vx
-0F.12:np movlps Vx Wq
-0F.12.m:66 movlpd Vx Mq
+0F.11.m:F3 movss Wd! Vx
+0F.11.r:F3 movss Wd! H Vx
+0F.11.m:F2 movsd Wq! Vx
+0F.11.r:F2 movsd Wq! H Vx
+0F.12:np movlps Vx H Wq
+0F.12.m:66 movlpd Vx H Mq
 0F.12:F3 movsldup Vx Wx
 0F.12:F2 movddup Vx Wdup
 0F.13.m:np movlps Mq! Vx
 0F.13.m:66 movlpd Mq! Vx
-0F.14:np unpcklps Vx Wx
-0F.14:66 unpcklpd Vx Wx
-0F.15:np unpckhps Vx Wx
-0F.15:66 unpckhpd Vx Wx
-0F.16:np movhps Vx Wq
-0F.16.m:66 movhpd Vx Mq
+0F.14:np unpcklps Vx H Wx
+0F.14:66 unpcklpd Vx H Wx
+0F.15:np unpckhps Vx H Wx
+0F.15:66 unpckhpd Vx H Wx
+0F.16:np movhps Vx H Wq
+0F.16.m:66 movhpd Vx H Mq
 0F.16:F3 movshdup Vx Wx
 0F.17.m:np movhps Mq! Vx
 0F.17.m:66 movhpd Mq! Vx
@@ -365,8 +372,8 @@ SSE = """
 0F.29:66 movapd Wx! Vx
 0F.2A:np cvtpi2ps Vx Qq legacy
 0F.2A:66 cvtpi2pd Vx Qq legacy
-0F.2A:F3 cvtsi2ss Vx Ey
-0F.2A:F2 cvtsi2sd Vx Ey
+0F.2A:F3 cvtsi2ss Vx H Ey
+0F.2A:F2 cvtsi2sd Vx H Ey
 0F.2B.m:np movntps Mx! Vx
 0F.2B.m:66 movntpd Mx! Vx
 0F.2C:np cvttps2pi Pq Wq legacy
@@ -384,18 +391,18 @@ SSE = """
 0F.50.r:np movmskps Gd! Ux
 0F.50.r:66 movmskpd Gd! Ux
 0F.52:np rsqrtps Vx Wx
-0F.52:F3 rsqrtss Vx Wd
+0F.52:F3 rsqrtss Vx H Wd
 0F.53:np rcpps Vx Wx
-0F.53:F3 rcpss Vx Wd
+0F.53:F3 rcpss Vx H Wd
 0F.5A:np cvtps2pd Vx Wh
 0F.5A:66 cvtpd2ps Vx Wx
-0F.5A:F3 cvtss2sd Vx Wd
-0F.5A:F2 cvtsd2ss Vx Wq
+0F.5A:F3 cvtss2sd Vx H Wd
+0F.5A:F2 cvtsd2ss Vx H Wq
 0F.5B:np cvtdq2ps Vx Wx
 0F.5B:66 cvtps2dq Vx Wx
 0F.5B:F3 cvttps2dq Vx Wx
-0F.6C:66 punpcklqdq Vx Wx
-0F.6D:66 punpckhqdq Vx Wx
+0F.6C:66 punpcklqdq Vx H Wx
+0F.6D:66 punpckhqdq Vx H Wx
 0F.6E:np movd Pq Ey
 0F.6E:66 movd Vx Ey
 0F.6F:np movq Pq Qq
@@ -406,28 +413,28 @@ SSE = """
 0F.70:F3 pshufhw Vx Wx Ib
 0F.70:F2 pshuflw Vx Wx Ib
 0F.77:np emms mmx
-0F.7C:66 haddpd Vx Wx
-0F.7C:F2 haddps Vx Wx
-0F.7D:66 hsubpd Vx Wx
-0F.7D:F2 hsubps Vx Wx
+0F.7C:66 haddpd Vx H Wx
+0F.7C:F2 haddps Vx H Wx
+0F.7D:66 hsubpd Vx H Wx
+0F.7D:F2 hsubps Vx H Wx
 0F.7E:np movd Ey! Pq
 0F.7E:66 movd Ey! Vx
 0F.7E:F3 movq Vx Wq
 0F.7F:np movq Qq! Pq
 0F.7F:66 movdqa Wx! Vx
 0F.7F:F3 movdqu Wx! Vx
-0F.C2:np cmpps Vx Wx Ib
-0F.C2:66 cmppd Vx Wx Ib
-0F.C2:F3 cmpss Vx Wd Ib
-0F.C2:F2 cmpsd Vx Wq Ib
+0F.C2:np cmpps Vx H Wx Ib
+0F.C2:66 cmppd Vx H Wx Ib
+0F.C2:F3 cmpss Vx H Wd Ib
+0F.C2:F2 cmpsd Vx H Wq Ib
 0F.C4:np pinsrw Pq Ed2 Ib
-0F.C4:66 pinsrw Vx Ed2 Ib
+0F.C4:66 pinsrw Vx H Ed2 Ib
 0F.C5.r:np pextrw Gd! Nq Ib
 0F.C5.r:66 pextrw Gd! Ux Ib
-0F.C6:np shufps Vx Wx Ib
-0F.C6:66 shufpd Vx Wx Ib
-0F.D0:66 addsubpd Vx Wx
-0F.D0:F2 addsubps Vx Wx
+0F.C6:np shufps Vx H Wx Ib
+0F.C6:66 shufpd Vx H Wx Ib
+0F.D0:66 addsubpd Vx H Wx
+0F.D0:F2 addsubps Vx H Wx
 0F.D6:66 movq Wq! Vx
 0F.D6.r:F3 movq2dq Vx Nq legacy
 0F.D6.r:F2 movdq2q Pq Ux legacy
@@ -447,18 +454,19 @@ SSE = """
 0F38.17:66 ptest Vx Wx >oszapc
 0F38.2A.m:66 movntdqa Vx Mx
 0F38.C8-CD:np sha Vx Wo legacy
-0F38.CF:66 gf2p8mulb Vx Wx
-0F38.DB-DF:66 aes Vx Wx
-0F3A.0A:66 roundss Vx Wd Ib
-0F3A.0B:66 roundsd Vx Wq Ib
+0F38.CF:66 gf2p8mulb Vx H Wx
+0F38.DB:66 aesimc Vx Wx
+0F38.DC-DF:66 aes Vx H Wx
+0F3A.0A:66 roundss Vx H Wd Ib
+0F3A.0B:66 roundsd Vx H Wq Ib
 0F3A.0F:np palignr Pq Qq Ib
 0F3A.14:66 pextrb Ed1! Vx Ib
 0F3A.15:66 pextrw Ed2! Vx Ib
 0F3A.16:66 pextrd Ey! Vx Ib
 0F3A.17:66 extractps Ed! Vx Ib
-0F3A.20:66 pinsrb Vx Ed1 Ib
-0F3A.21:66 insertps Vx Wd Ib
-0F3A.22:66 pinsrd Vx Ey Ib
+0F3A.20:66 pinsrb Vx H Ed1 Ib
+0F3A.21:66 insertps Vx H Wd Ib
+0F3A.22:66 pinsrd Vx H Ey Ib
 0F3A.CC:np sha1rnds4 Vx Wo Ib legacy
 """
 
@@ -466,76 +474,76 @@ VEX = """
 V0F.77:np vzero avx
 V0F.AE/2.m:np vldmxcsr Md avx
 V0F.AE/3.m:np vstmxcsr Md! avx
-V0F38.0C-0F:66 vpermil Vx Wx
+V0F38.0C-0D:66 vpermil Vx H Wx
 V0F38.0E-0F:66 vtest Vx Wx >oszapc
 V0F38.13:66 vcvtph2ps Vx Wh
-V0F38.16:66 vpermps Vx Wx
+V0F38.16:66 vpermps Vx H Wx
 V0F38.18:66 vbroadcastss Vx Wd
 V0F38.19:66 vbroadcastsd Vx Wq
 V0F38.1A.m:66 vbroadcastf128 Vx Mo
-V0F38.2C.m:66 vmaskmovps Vx M- @vmaskmov
-V0F38.2D.m:66 vmaskmovpd Vx M- @vmaskmov
-V0F38.2E.m:66 vmaskmovps M- Vx @vmaskmov
-V0F38.2F.m:66 vmaskmovpd M- Vx @vmaskmov
-V0F38.36:66 vpermd Vx Wx
-V0F38.45-47:66 vpshiftv Vx Wx
+V0F38.2C.m:66 vmaskmovps Vx H M- @vmaskmov
+V0F38.2D.m:66 vmaskmovpd Vx H M- @vmaskmov
+V0F38.2E.m:66 vmaskmovps M- H Vx @vmaskmov
+V0F38.2F.m:66 vmaskmovpd M- H Vx @vmaskmov
+V0F38.36:66 vpermd Vx H Wx
+V0F38.45-47:66 vpshiftv Vx H Wx
 V0F38.58:66 vpbroadcastd Vx Wd
 V0F38.59:66 vpbroadcastq Vx Wq
 V0F38.5A.m:66 vbroadcasti128 Vx Mo
 V0F38.78:66 vpbroadcastb Vx W1
 V0F38.79:66 vpbroadcastw Vx W2
-V0F38.8C.m:66 vpmaskmov Vx M- @vmaskmov
-V0F38.8E.m:66 vpmaskmov M- Vx @vmaskmov
-V0F38.90-93.m:66 vgather Vx M- @vgather
-V0F38.96-98:66 fma Vx Wx
-V0F38.9A:66 fma Vx Wx
-V0F38.9C:66 fma Vx Wx
-V0F38.9E:66 fma Vx Wx
-V0F38.A6-A8:66 fma Vx Wx
-V0F38.AA:66 fma Vx Wx
-V0F38.AC:66 fma Vx Wx
-V0F38.AE:66 fma Vx Wx
-V0F38.B6-B8:66 fma Vx Wx
-V0F38.BA:66 fma Vx Wx
-V0F38.BC:66 fma Vx Wx
-V0F38.BE:66 fma Vx Wx
-V0F38.99:66 fma Vx Wy
-V0F38.9B:66 fma Vx Wy
-V0F38.9D:66 fma Vx Wy
-V0F38.9F:66 fma Vx Wy
-V0F38.A9:66 fma Vx Wy
-V0F38.AB:66 fma Vx Wy
-V0F38.AD:66 fma Vx Wy
-V0F38.AF:66 fma Vx Wy
-V0F38.B9:66 fma Vx Wy
-V0F38.BB:66 fma Vx Wy
-V0F38.BD:66 fma Vx Wy
-V0F38.BF:66 fma Vx Wy
+V0F38.8C.m:66 vpmaskmov Vx H M- @vmaskmov
+V0F38.8E.m:66 vpmaskmov M- H Vx @vmaskmov
+V0F38.90-93.m:66 vgather Vx H M- @vgather
+V0F38.96-98:66 fma Vx H Wx
+V0F38.9A:66 fma Vx H Wx
+V0F38.9C:66 fma Vx H Wx
+V0F38.9E:66 fma Vx H Wx
+V0F38.A6-A8:66 fma Vx H Wx
+V0F38.AA:66 fma Vx H Wx
+V0F38.AC:66 fma Vx H Wx
+V0F38.AE:66 fma Vx H Wx
+V0F38.B6-B8:66 fma Vx H Wx
+V0F38.BA:66 fma Vx H Wx
+V0F38.BC:66 fma Vx H Wx
+V0F38.BE:66 fma Vx H Wx
+V0F38.99:66 fma Vx H Wy
+V0F38.9B:66 fma Vx H Wy
+V0F38.9D:66 fma Vx H Wy
+V0F38.9F:66 fma Vx H Wy
+V0F38.A9:66 fma Vx H Wy
+V0F38.AB:66 fma Vx H Wy
+V0F38.AD:66 fma Vx H Wy
+V0F38.AF:66 fma Vx H Wy
+V0F38.B9:66 fma Vx H Wy
+V0F38.BB:66 fma Vx H Wy
+V0F38.BD:66 fma Vx H Wy
+V0F38.BF:66 fma Vx H Wy
 V0F3A.00:66 vpermq Vx Wx Ib
 V0F3A.01:66 vpermpd Vx Wx Ib
-V0F3A.02:66 vpblendd Vx Wx Ib
+V0F3A.02:66 vpblendd Vx H Wx Ib
 V0F3A.04:66 vpermilps Vx Wx Ib
 V0F3A.05:66 vpermilpd Vx Wx Ib
-V0F3A.06:66 vperm2f128 Vx Wx Ib
-V0F3A.18:66 vinsertf128 Vx Wo Ib
+V0F3A.06:66 vperm2f128 Vx H Wx Ib
+V0F3A.18:66 vinsertf128 Vx H Wo Ib
 V0F3A.19:66 vextractf128 Wo! Vx Ib
 V0F3A.1D:66 vcvtps2ph Wh! Vx Ib
-V0F3A.38:66 vinserti128 Vx Wo Ib
+V0F3A.38:66 vinserti128 Vx H Wo Ib
 V0F3A.39:66 vextracti128 Wo! Vx Ib
-V0F3A.46:66 vperm2i128 Vx Wx Ib
-V0F3A.4A-4C:66 vblendv Vx Wx Ib
+V0F3A.46:66 vperm2i128 Vx H Wx Ib
+V0F3A.4A-4C:66 vblendv Vx H Wx L
 """
 
 # AVX-512's opmask registers. ``K`` is one; what VEX.L and VEX.W say is the host's to know.
 OPMASK = """
-V0F.41-42.r:np kand K
-V0F.41-42.r:66 kand K
+V0F.41-42.r:np kand K H
+V0F.41-42.r:66 kand K H
 V0F.44.r:np knot K
 V0F.44.r:66 knot K
-V0F.45-47.r:np kor K
-V0F.45-47.r:66 kor K
-V0F.4A-4B.r:np kadd K
-V0F.4A-4B.r:66 kadd K
+V0F.45-47.r:np kor K H
+V0F.45-47.r:66 kor K H
+V0F.4A-4B.r:np kadd K H
+V0F.4A-4B.r:66 kadd K H
 V0F.90:np kmov K Kkw
 V0F.90:66 kmov K Kkb
 V0F.91.m:np kmov Kkw! K
@@ -579,31 +587,35 @@ def _generated() -> list[str]:
                  f"0F.4{n:X} cmov{cc} Gv+ Ev {CONDITIONS[n]}", f"0F.9{n:X} set{cc} Eb! {CONDITIONS[n]}"]
     for opcode, name in ((0x51, "sqrt"), (0x58, "add"), (0x59, "mul"), (0x5C, "sub"), (0x5D, "min"), (0x5E, "div"),
                          (0x5F, "max")):
-        rows += [f"0F.{opcode:02X}:np {name}ps Vx Wx", f"0F.{opcode:02X}:66 {name}pd Vx Wx",
-                 f"0F.{opcode:02X}:F3 {name}ss Vx Wd", f"0F.{opcode:02X}:F2 {name}sd Vx Wq"]
+        packed = "" if name == "sqrt" else "H "
+        rows += [f"0F.{opcode:02X}:np {name}ps Vx {packed}Wx", f"0F.{opcode:02X}:66 {name}pd Vx {packed}Wx",
+                 f"0F.{opcode:02X}:F3 {name}ss Vx H Wd", f"0F.{opcode:02X}:F2 {name}sd Vx H Wq"]
     for opcode in range(0x54, 0x58):
-        rows += [f"0F.{opcode:02X}:np logicps Vx Wx", f"0F.{opcode:02X}:66 logicpd Vx Wx"]
+        rows += [f"0F.{opcode:02X}:np logicps Vx H Wx", f"0F.{opcode:02X}:66 logicpd Vx H Wx"]
     for opcode in range(0x60, 0x6C):
-        rows += [f"0F.{opcode:02X}:np packed Pq Q{'d' if opcode < 0x63 else 'q'}", f"0F.{opcode:02X}:66 packed Vx Wx"]
+        rows += [f"0F.{opcode:02X}:np packed Pq Q{'d' if opcode < 0x63 else 'q'}", f"0F.{opcode:02X}:66 packed Vx H Wx"]
     integers = [0x74, 0x75, 0x76, *range(0xD1, 0xD6), *range(0xD8, 0xE6), *range(0xE8, 0xF0), *range(0xF1, 0xF7),
                 *range(0xF8, 0xFF)]
     shifts = {0xD1, 0xD2, 0xD3, 0xE1, 0xE2, 0xF1, 0xF2, 0xF3}
     for opcode in integers:
         size = "o" if opcode in shifts else "x"  # shift counts are 128 bits wide also with VEX.256
-        rows += [f"0F.{opcode:02X}:np packed Pq Qq", f"0F.{opcode:02X}:66 packed Vx W{size}"]
+        rows += [f"0F.{opcode:02X}:np packed Pq Qq", f"0F.{opcode:02X}:66 packed Vx H W{size}"]
     for opcode, regs in ((0x71, (2, 4, 6)), (0x72, (2, 4, 6)), (0x73, (2, 6))):
         for reg in regs:
-            rows += [f"0F.{opcode:02X}/{reg}.r:np shift Nq Ib", f"0F.{opcode:02X}/{reg}.r:66 shift Ux Ib"]
-    rows += ["0F.73/3.r:66 psrldq Ux Ib", "0F.73/7.r:66 pslldq Ux Ib"]
-    for opcode in [*range(0x00, 0x0C), 0x1C, 0x1D, 0x1E]:
-        rows += [f"0F38.{opcode:02X}:np packed Pq Qq", f"0F38.{opcode:02X}:66 packed Vx Wx"]
+            rows += [f"0F.{opcode:02X}/{reg}.r:np shift Nq Ib", f"0F.{opcode:02X}/{reg}.r:66 shift H Ux Ib"]
+    rows += ["0F.73/3.r:66 psrldq H Ux Ib", "0F.73/7.r:66 pslldq H Ux Ib"]
+    for opcode in range(0x00, 0x0C):
+        rows += [f"0F38.{opcode:02X}:np packed Pq Qq", f"0F38.{opcode:02X}:66 packed Vx H Wx"]
+    for opcode in (0x1C, 0x1D, 0x1E):
+        rows += [f"0F38.{opcode:02X}:np pabs Pq Qq", f"0F38.{opcode:02X}:66 pabs Vx Wx"]
     for i, size in enumerate(_SIZES):
         rows += [f"0F38.2{i}:66 pmovsx Vx W{size}", f"0F38.3{i}:66 pmovzx Vx W{size}"]
     for opcode in [0x28, 0x29, 0x2B, *range(0x37, 0x41)]:
-        rows.append(f"0F38.{opcode:02X}:66 packed Vx Wx")
+        rows.append(f"0F38.{opcode:02X}:66 packed Vx H Wx")
     rows.append("0F38.41:66 phminposuw Vx Wo")
-    for opcode in (0x08, 0x09, 0x0C, 0x0D, 0x0E, 0x0F, 0x40, 0x41, 0x42, 0x44, 0xCE, 0xCF):
-        rows.append(f"0F3A.{opcode:02X}:66 packed Vx Wx Ib")
+    rows += ["0F3A.08:66 roundps Vx Wx Ib", "0F3A.09:66 roundpd Vx Wx Ib"]
+    for opcode in (0x0C, 0x0D, 0x0E, 0x0F, 0x40, 0x41, 0x42, 0x44, 0xCE, 0xCF):
+        rows.append(f"0F3A.{opcode:02X}:66 packed Vx H Wx Ib")
     for opcode in (0x60, 0x61, 0x62, 0x63):
         rows.append(f"0F3A.{opcode:02X}:66 pcmpstr Vx Wo Ib >oszapc")
     rows.append("0F3A.DF:66 aeskeygenassist Vx Wo Ib")
@@ -676,7 +688,7 @@ def build() -> tuple[list[Form], array[int]]:
         key, _, reg = key.partition("/")
         escape, _, opcodes = key.rpartition(".")
         low, _, high = opcodes.partition("-")
-        mandatory = pp and (vex or pp != "np" or any(token[0] in "VUPQNWH" for token in tokens[1:]))
+        mandatory = pp and (vex or pp != "np" or any(token[0] in "VUPQNW" for token in tokens[1:]))
         form = Form(vex, PREFIXES[pp] if mandatory else None, tuple(tokens))
         if form not in numbers:
             numbers[form] = len(forms)

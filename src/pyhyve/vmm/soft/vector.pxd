@@ -44,6 +44,8 @@ cdef int xsave(CpuState *s, Insn *insn) noexcept nogil
 cdef int xsavec(CpuState *s, Insn *insn) noexcept nogil
 cdef int xsaveopt(CpuState *s, Insn *insn) noexcept nogil
 cdef int xrstor(CpuState *s, Insn *insn) noexcept nogil
+cdef int xsaves(CpuState *s, Insn *insn) noexcept nogil
+cdef int xrstors(CpuState *s, Insn *insn) noexcept nogil
 cdef int vgather(CpuState *s, Insn *insn) noexcept nogil
 cdef int vmaskmov(CpuState *s, Insn *insn) noexcept nogil
 cdef int maskmovq(CpuState *s, Insn *insn) noexcept nogil
@@ -61,6 +63,8 @@ cdef void clear_header(uint8_t *area) noexcept nogil
 cdef uint32_t vector_registers(CpuState *s) noexcept nogil
 cdef bint mxcsr_valid(CpuState *s, uint32_t mxcsr) noexcept nogil
 cdef int save(CpuState *s, Insn *insn, bint compacted) noexcept nogil
+cdef int restore(CpuState *s, Insn *insn, bint compacted_only) noexcept nogil
+cdef int supervisor_checks(CpuState *s) noexcept nogil
 cdef int xsave_checks(CpuState *s) noexcept nogil
 cdef int avx_checks(CpuState *s) noexcept nogil
 cdef uint32_t vector_bytes(CpuState *s) noexcept nogil

@@ -14,6 +14,7 @@ registers are live: registers out, lanes changed, registers back in.
 
 import cython
 from cython.cimports.libc.stdint import int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cython.cimports.pyhyve.vmm.soft.cpuid import xsave_extra
 from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, finish
 from cython.cimports.pyhyve.vmm.soft.access import mem_pointer, mem_probe, mem_read, mem_write, next_page
@@ -46,6 +47,9 @@ from cython.cimports.pyhyve.vmm.soft.state import (
 from cython.cimports.pyhyve.vmm.soft.xstate import (
     AVX512_STATE,
     COMPONENTS,
+    EXTRA_C,
+    EXTRA_OPT,
+    EXTRA_S,
     LEGACY_END,
     OPMASK,
     ZMM_16,
@@ -224,7 +228,7 @@ def xsave_checks(s):
 
 
 def save(s, insn, compacted):
-    """XSAVE and XSAVEOPT (standard format), XSAVEC (compacted)."""
+    """XSAVE and XSAVEOPT (standard format), XSAVEC and XSAVES (compacted)."""
     area: cython.pointer[uint8_t] = cython.address(s.bounce[0])
     wanted: uint64_t = ((s.gpr[RDX] << 32) | (s.gpr[RAX] & LOW32)) & s.xcr0
     written: uint64_t
@@ -284,14 +288,36 @@ def xsave(s, insn):
 
 def xsaveopt(s, insn):
     # Writing all of it is one of the ways to do it.
-    return save(s, insn, False)
+    return save(s, insn, False) if xsave_extra(s.engine, EXTRA_OPT) else ud(s)
 
 
 def xsavec(s, insn):
-    return save(s, insn, True)
+    return save(s, insn, True) if xsave_extra(s.engine, EXTRA_C) else ud(s)
+
+
+def supervisor_checks(s):
+    """XSAVES and XRSTORS. IA32_XSS, which would add to XCR0, has no bit that can be set."""
+    if not xsave_extra(s.engine, EXTRA_S):
+        return ud(s)
+    if xsave_checks(s) != DONE:
+        return FAULT
+    return DONE if s.cpl == 0 else gp(s, 0)
+
+
+def xsaves(s, insn):
+    return FAULT if supervisor_checks(s) != DONE else save(s, insn, True)
+
+
+def xrstors(s, insn):
+    return FAULT if supervisor_checks(s) != DONE else restore(s, insn, True)
 
 
 def xrstor(s, insn):
+    return restore(s, insn, False)
+
+
+def restore(s, insn, compacted_only):
+    """XRSTOR takes both formats, XRSTORS the compacted one only."""
     area: cython.pointer[uint8_t] = cython.address(s.bounce[0])
     wanted: uint64_t = ((s.gpr[RDX] << 32) | (s.gpr[RAX] & LOW32)) & s.xcr0
     present: uint64_t
@@ -319,6 +345,8 @@ def xrstor(s, insn):
     present = quad(area, AREA_HEADER)[0]
     format_ = quad(area, AREA_XCOMP)[0]
     compacted = format_ >> COMPACTED != 0
+    if not compacted and compacted_only:
+        return gp(s, 0)
     format_ &= ~(cython.cast(uint64_t, 1) << COMPACTED)
     if compacted:
         if format_ & ~s.xcr0 or present & ~format_:
@@ -588,7 +616,7 @@ def masked_store(s, insn, data, mask, size):
 def maskmovdqu(s, insn):
     area: cython.pointer[uint8_t] = cython.address(s.xsave[0])
     if insn.vex:
-        if insn.vex_l or insn.vvvv != 0:
+        if insn.vex_l:
             return ud(s)
         if avx_checks(s) != DONE:
             return FAULT
@@ -647,7 +675,9 @@ register("fxrstor", fxrstor)
 register("xsave", xsave)
 register("xsaveopt", xsaveopt)
 register("xsavec", xsavec)
+register("xsaves", xsaves)
 register("xrstor", xrstor)
+register("xrstors", xrstors)
 register("vgather", vgather)
 register("vmaskmov", vmaskmov)
 register("maskmovq", maskmovq)

@@ -14,6 +14,11 @@ cdef enum:
     AVX512_STATE = 0xE0        # what XCR0 has all of or nothing
     AVX512_NEEDED = 0xD0030000  # leaf 7 EBX: F, DQ, CD, BW, VL
     LEGACY_END = 576           # of the legacy region and the header
+    # CPUID leaf 0xD, subleaf 1, EAX: the bits' numbers
+    EXTRA_OPT = 0
+    EXTRA_C = 1
+    EXTRA_XGETBV = 2
+    EXTRA_S = 3
 
 
 # In the standard format: the host's layout, which the guest is shown too. Zero where the host has no such component.
@@ -21,6 +26,8 @@ cdef uint32_t component_offset[8]
 cdef uint32_t component_size[8]
 # The components that the host has and the engine carries, as XCR0 bits
 cdef uint64_t carried
+# Of the bits EXTRA_* those that the engine can do here: with XSAVEC it has what it needs for all of them
+cdef uint32_t extras
 
 # Bytes of an image with these components, in the standard or the compacted format.
 cdef uint32_t xsave_size(uint64_t components, bint compacted) noexcept nogil

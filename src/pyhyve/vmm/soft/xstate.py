@@ -41,7 +41,7 @@ def compacted_offset(components, number):
 
 def _find():
     """Ask CPUID and XCR0."""
-    global carried
+    global carried, extras
     regs: uint32_t[4]
     number: uint32_t
     xcr0: uint64_t = 1
@@ -51,6 +51,8 @@ def _find():
         xcr0 = native.xgetbv()
     native.cpuid(0, 0, regs)
     if regs[0] >= 0xD:
+        native.cpuid(0xD, 1, regs)
+        extras = 0xF if (regs[0] >> EXTRA_C) & 1 else regs[0] & 1
         native.cpuid(7, 0, regs)
         leaf7 = regs[1]
         for number in range(YMM_HIGH, COMPONENTS):

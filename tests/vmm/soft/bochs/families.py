@@ -25,6 +25,7 @@ from tests.vmm.soft.bochs.ground import (
     PT32,
     REAL,
     STACKS,
+    TSS,
     TSS2,
     V86,
     Ground,
@@ -126,6 +127,36 @@ def interrupt(ground: Ground) -> None:
         codes.append("ce")
     ground.code = pick(ground, *codes)
     if ground.chance(0.3):
+        ground.spoil_pages()
+
+
+@family(8)
+def virtual_interrupts(ground: Ground) -> None:
+    """CLI, STI, PUSHF, POPF, INT n and IRET where CR4.VME or PVI may put VIF in IF's place."""
+    r = ground.registers
+    vector = ground.one_of(0x20, 0x41, ground.rng.randrange(256))
+    codes = ["fa", "fb", "9c", "669c", "9d", "669d"]
+    if ground.mode == V86:
+        codes += ["cf", "66cf", f"cd{vector:02x}", f"cd{vector:02x}", f"cd{vector:02x}", "cc", "0f0b"]
+    ground.code = pick(ground, *codes)
+    r["cr4"] |= ground.one_of(1, 1, 1, 2, 2, 3, 0)
+    r["rflags"] = r["rflags"] & ~0x3000 | ground.one_of(0, 0, 0x1000, 0x2000, 0x3000)
+    r["rflags"] |= ground.one_of(0, 0x80000) | ground.one_of(0, 0, 0x100000)
+    size = operand_size(ground, ground.code)
+    flags = ground.rng.getrandbits(12) | ground.one_of(0, 0x200, 0x200) | ground.rng.getrandbits(22) & 0x3F4000
+    flags &= ~(0x100 * ground.chance(0.8))
+    if ground.code[-1] == 0xCF:
+        ground.push(size, (ground.handler() - 0x1000) & 0xFFFF, 0x100, flags)
+    elif ground.code[-1] == 0x9D:
+        ground.push(size, flags)
+    if not ground.long:
+        selector, base, limit, access = ground.segments["tr"]
+        limit = ground.one_of(limit, 0x8F, 0x90, 0x70 + vector // 8, 0x6F + vector // 8, 0xFFF)
+        ground.segments["tr"] = (selector, base, limit, access)
+        place = ground.one_of(0x90, 0x90, 0x90, 0x68, 0x10)
+        struct.pack_into("<H", ground.pages[TSS], 0x66, place)
+        ground.pages[TSS][0x70:0x90] = ground.rng.randbytes(32)
+    if ground.code != b"\x66\x9d" and ground.chance(0.15):  # Bochs reads the stack before it refuses POPFD
         ground.spoil_pages()
 
 
@@ -292,7 +323,7 @@ def system_call(ground: Ground) -> None:
 
 
 CR0_BITS = (0, 1, 2, 3, 5, 16, 18, 29, 30, 31)
-CR4_BITS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 20, 21)
+CR4_BITS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 20, 21)
 
 
 @family(8)

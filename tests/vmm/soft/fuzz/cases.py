@@ -280,14 +280,14 @@ class _Builder:
             )
             flags |= rng.choice((0,) * 9 + (0x4000,))
         if mode == "v86":
-            flags |= 0x20000 | rng.choice((0, 0x3000))
+            flags |= 0x20000 | rng.choice((0, 0x3000)) | rng.choice((0, 0, 0x80000, 0x100000))
         cr0 = 0x10 | (mode != "real") | (0x80000000 if self.paging else 0)
         cr4 = 0x600 | (0x20 if self.long or mode == "pae32" else 0)
         efer = 0xD00 if self.long else 0
         if self.on("flags"):
             cr0 |= rng.choice((0, 0x10000, 0x10000, 0x1002E)) | rng.choice((0, 0, 0, 8, 4, 0x40000))
             cr4 |= rng.choice((0x10, 0x90)) | rng.choice((0, 0x40000)) | rng.choice((0, 0, 0x800, 0x10000, 4))
-            cr4 ^= rng.choice((0, 0, 0, 0x200, 0x100000, 0x200000))
+            cr4 ^= rng.choice((0, 0, 0, 0x200, 0x100000, 0x200000)) | rng.choice((0, 0, 1, 2, 3))
             efer |= rng.choice((0, 1, 0x800))
         cr3 = world.PML4 if self.long else world.PAE_PDPT if cr4 & 0x20 else world.PD32
         case.registers = dict(zip(GENERAL, (value & 0xFFFFFFFFFFFFFFFF for value in values), strict=True))

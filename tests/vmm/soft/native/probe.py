@@ -1,7 +1,7 @@
 """Which VEX encodings the processor has: VEX.W, VEX.L and whether VEX.vvvv names a register, by asking it.
 
-The table says nothing of them, since the engine leaves them to the processor too; a generator that guessed would make
-mostly undefined instructions.
+Of W and L the table says nothing, since the engine leaves them to the processor too; a generator that guessed would
+make mostly undefined instructions. What the table says of vvvv is compared with this (``test_vex``).
 """
 
 from __future__ import annotations
