@@ -569,6 +569,7 @@ def tlb_init(s):
     for mode in range(MMU_MODES):
         s.tlb_dirty[mode] = 1
     s.stlb_last = NO_KEY
+    s.sites_used = 1
     jumps_init(s)
     tlb_flush(s, False)
 
