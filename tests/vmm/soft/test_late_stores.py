@@ -1,8 +1,8 @@
 """A store by a look-up of some time ago, and another vCPU that translates from that page meanwhile.
 
 One vCPU writes the operand of a MOV in a page that it has looked up well before, by a span or in an earlier round of a
-loop; in between its TLB entry goes, or it waits for the code lock. The other runs that code all the time, and again behind a CPUID when it has
-been told: then it has to find the new operand.
+loop; in between its TLB entry goes, or it waits for the code lock. The other runs that code all the time, and again
+behind a CPUID when it has been told: then it has to find the new operand.
 """
 
 from __future__ import annotations

@@ -220,7 +220,12 @@ def run() -> Iterator[Run]:
 
 @pytest.mark.parametrize(
     ("access", "error"),
-    [("mov (%rbx), %rax", 0), ("mov %rax, (%rbx)", 2), ("add %rax, (%rbx)", 2), ("mov (%rbx), %rdx; mov 8(%rbx), %rax", 0)],
+    [
+        ("mov (%rbx), %rax", 0),
+        ("mov %rax, (%rbx)", 2),
+        ("add %rax, (%rbx)", 2),
+        ("mov (%rbx), %rdx; mov 8(%rbx), %rax", 0),
+    ],
 )
 def test_a_step_to_a_page_that_is_not_there(run: Run, access: str, error: int) -> None:
     guest = run(f"""
@@ -338,3 +343,28 @@ def test_an_address_that_is_none(run: Run, access: str, vector: int) -> None:
         jmp 1b
     """)
     assert guest.words(4) == [vector, 0, 0, 0x123]
+
+
+def test_pages_that_do_not_lie_side_by_side(run: Run) -> None:
+    guest = run("""
+        movq $0x700003, PT + 8
+        movabs $PAGE + 0xFC1, %rbx
+        xor %eax, %eax
+        xor %edx, %edx
+        mov $40, %ecx
+    1:  add (%rbx, %rdx), %rax
+        mov %rcx, (%rdx, %rbx)
+        add $3, %rbx
+        dec %ecx
+        jnz 1b
+        mov %rax, DATA
+    """)
+    memory, sum_, at = bytearray(0x2000), 0, 0xFC1
+    memory[0x1000] = 2
+    for count in range(40, 0, -1):
+        sum_ += int.from_bytes(memory[at : at + 8], "little")
+        memory[at : at + 8] = count.to_bytes(8, "little")
+        at += 3
+    assert guest.word(0) == sum_ & (1 << 64) - 1
+    assert guest.memory.read(0x600FC0, 0x40) == memory[0xFC0:0x1000]
+    assert guest.memory.read(0x700000, 0x80) == memory[0x1000:0x1080]
