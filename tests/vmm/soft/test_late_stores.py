@@ -38,6 +38,8 @@ BETWEEN = {
 }
 
 WRITER = """
+    .include "guest.inc"
+    user_mode
     mov $0x600000, %ebx
     mov $0xA00000, %ecx
     mov $0xFEE00020, %esi

@@ -156,7 +156,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_blocks_and_single_steps_agree(name: str) -> None:
     soft = find_backend("soft")
-    start = '.include "guest.inc"\n mov $0x70000, %esp\n xor %eax, %eax\n xor %edx, %edx\n xor %ebp, %ebp\n'
+    start = '.include "guest.inc"\n mov $0x70000, %esp\n user_mode\n xor %eax, %eax\n xor %edx, %edx\n xor %ebp, %ebp\n'
     end = "\n mov %rax, DATA\n mov %rdx, DATA + 8\n finish\n"
     image = assemble(start + CASES[name] + end, CODE, Mode.LONG)
     found = compare(lambda: boot_guest(soft, image, Mode.LONG))
@@ -172,15 +172,18 @@ PRELUDE = """
     mov $0x70000, %esp
     movq $0x30007, 0x5028
     movq $0x31007, 0x30000
-    movq $0x600003, PT
+    movq $0x600007, PT
     movq $1, 0x600000
     movq $2, 0x700000
     gate64 12, ss
     gate64 13, gp
     gate64 14, pf
+    gate64 0x41, switch, 3
+    user_mode
 """
 END = """
     finish
+    .weak switch
 ss: movq $12, DATA
     jmp note
 gp: movq $13, DATA
@@ -221,10 +224,10 @@ def run() -> Iterator[Run]:
 @pytest.mark.parametrize(
     ("access", "error"),
     [
-        ("mov (%rbx), %rax", 0),
-        ("mov %rax, (%rbx)", 2),
-        ("add %rax, (%rbx)", 2),
-        ("mov (%rbx), %rdx; mov 8(%rbx), %rax", 0),
+        ("mov (%rbx), %rax", 4),
+        ("mov %rax, (%rbx)", 6),
+        ("add %rax, (%rbx)", 6),
+        ("mov (%rbx), %rdx; mov 8(%rbx), %rax", 4),
     ],
 )
 def test_a_step_to_a_page_that_is_not_there(run: Run, access: str, error: int) -> None:
@@ -244,10 +247,7 @@ def test_a_step_to_a_page_that_is_not_there(run: Run, access: str, error: int) -
 
 def test_a_page_that_is_to_be_read_only(run: Run) -> None:
     guest = run("""
-        mov %cr0, %rax
-        or $0x10000, %eax
-        mov %rax, %cr0
-        movq $0x601001, PT + 8
+        movq $0x601005, PT + 8
         movabs $PAGE + 0xFFC, %rbx
         mov $8, %ecx
     1:  mov (%rbx), %eax
@@ -256,7 +256,7 @@ def test_a_page_that_is_to_be_read_only(run: Run) -> None:
         dec %ecx
         jnz 1b
     """)
-    assert guest.words(5) == [14, 3, 2, 7, 0x140001000]
+    assert guest.words(5) == [14, 7, 2, 7, 0x140001000]
 
 
 @pytest.mark.parametrize("drop", ["invlpg (%rdi)", "mov %cr3, %rax\nmov %rax, %cr3"])
@@ -273,10 +273,14 @@ def test_a_page_that_goes_elsewhere_between_two_runs(run: Run, drop: str) -> Non
         dec %ecx
         jnz 1b
         mov %rdx, DATA(, %rbp, 8)
-        movq $0x700003, PT
-        {drop}
+        int $0x41
         dec %ebp
         jnz 0b
+        finish
+    switch:
+        movq $0x700007, PT
+        {drop}
+        iretq
     """)
     assert guest.words(3) == [0, 2, 1]
     assert guest.memory.read_uint(0x700008, 8) == guest.memory.read_uint(0x600008, 8) == 20
@@ -302,7 +306,7 @@ def test_a_page_that_goes_elsewhere_in_an_interrupt(run: Run) -> None:
         cli
         finish
     tick:
-        movq $0x700003, PT
+        movq $0x700007, PT
         invlpg (%rbx)
         write_reg LAPIC_EOI, 0
         iretq
@@ -347,7 +351,7 @@ def test_an_address_that_is_none(run: Run, access: str, vector: int) -> None:
 
 def test_pages_that_do_not_lie_side_by_side(run: Run) -> None:
     guest = run("""
-        movq $0x700003, PT + 8
+        movq $0x700007, PT + 8
         movabs $PAGE + 0xFC1, %rbx
         xor %eax, %eax
         xor %edx, %edx

@@ -86,7 +86,7 @@ cdef struct Stubs:
     uint64_t slow            # T0 = linear (or effective) address, T1 = what; returns T2
     uint64_t refill[3][2]    # the same by MMU_*, for a load and a store: looks at the second TLB first
     uint64_t span[3][2]      # the same for a span; never fails: 0 in T1 if all of the span is there
-    uint64_t site[3][2]      # refill for a look-up that remembers its page; T2 is the offset of its Site
+    uint64_t site[3][2]      # refill for a look-up that remembers its page; T2 is the number of its Site
     uint64_t site_span[3][2] # the same for a span
     uint64_t finish          # after a store
     uint64_t host_fault

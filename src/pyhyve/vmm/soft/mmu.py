@@ -71,6 +71,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     SEG_UNUSABLE,
     SEG_WRITABLE,
     SS,
+    SITES,
     STLB_BITS,
     STLB_KEYS,
     STLB_SIZE,
@@ -566,9 +567,12 @@ def flush_region(s, va, shift):
 
 def tlb_init(s):
     mode: cython.int
+    i: uint32_t
     for mode in range(MMU_MODES):
         s.tlb_dirty[mode] = 1
     s.stlb_last = NO_KEY
+    for i in range(SITES):
+        s.sites_filled[0][i] = s.sites_filled[1][i] = 1
     s.sites_used = 1
     jumps_init(s)
     tlb_flush(s, False)

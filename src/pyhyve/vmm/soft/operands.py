@@ -48,6 +48,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_FS_OPEN,
     MODE_GS_OPEN,
     TLB_SIZE,
+    Site,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import SLOW_SEGMENTED, host_reg, is_spilled, off
 from cython.cimports.pyhyve.vmm.soft.translate import COLD_LOAD, COLD_SPAN, COLD_STORE, SPAN_HELD, Cold
@@ -262,7 +263,7 @@ def call_refill(x, cold):
     span: cython.bint = cold.kind == COLD_SPAN
     mov_imm32(a, T1, cold.what)
     if cold.site:
-        mov_imm32(a, T2, cold.site)
+        mov_imm32(a, T2, (cold.site - off(x.s, cython.address(x.s.sites[0][0]))) // cython.sizeof(Site))
         call_to(a, x.c.stubs.site_span[x.mmu][write] if span else x.c.stubs.site[x.mmu][write])
     else:
         call_to(a, x.c.stubs.span[x.mmu][write] if span else x.c.stubs.refill[x.mmu][write])

@@ -5,6 +5,8 @@ its own start, each look-up whose address moves by small steps has a place in ``
 compare tell whether the address is in that page still, and what finds its memory stands beside it. If it is not,
 ``stubs.site`` looks into the TLB and writes down what it finds.
 
+A kernel has none: its loops are short, and it often leaves emitted code.
+
 Which look-up has a place, and which, matters for speed only, for the page is compared each time. Loads and stores have
 places apart. All are forgotten whenever emitted code is entered: nothing is remembered over a block border, as with
 ``spans``. So nobody who takes something out of the TLB must know of them.
@@ -20,7 +22,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import K_JCC, K_JCXZ, K_JMP, K_LEA, 
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG, Insn
 from cython.cimports.pyhyve.vmm.soft.leaving import foresees_returns
 from cython.cimports.pyhyve.vmm.soft.spans import changed, moves_rsp
-from cython.cimports.pyhyve.vmm.soft.state import NOWHERE, RAX, RSP, SITES, CpuState
+from cython.cimports.pyhyve.vmm.soft.state import MODE_USER, NOWHERE, RAX, RSP, SITES, CpuState, Site
 from cython.cimports.pyhyve.vmm.soft.stubs import off
 
 FAR = cython.declare(uint32_t, 0x10000)  # a step that is too long, or unknown
@@ -131,7 +133,9 @@ def find_steps(x):
     i: uint32_t
     k: uint32_t
     round: Round
-    x.loop = loop_length(x) if foresees_returns(x) and x.block.gpa2 == NO_PAGE else 0
+    x.loop = 0
+    if foresees_returns(x) and x.mode & MODE_USER and x.block.gpa2 == NO_PAGE:
+        x.loop = loop_length(x)
     for k in range(16):
         x.steps[k] = 0
     if x.loop == 0:
@@ -161,8 +165,15 @@ def new_site(x, base, index, scale, write):
 def clear_sites(s):
     i: uint32_t
     k: uint32_t
-    for k in range(2):
-        for i in range(SITES):
-            s.sites[k][i].minus_page = s.sites[k][i].host = NOWHERE
-            s.sites[k][i].addend = 0
+    filled: cython.pointer(uint64_t) = cython.cast(cython.pointer(uint64_t), cython.address(s.sites_filled[0][0]))
+    site: cython.pointer(Site)
+    for k in range(2 * SITES // 8):
+        for i in range(8):
+            if filled[k] >> 8 * i & 1:
+                site = cython.address(s.sites[0][8 * k + i])
+                site.minus_page = site.host = NOWHERE
+                site.addend = 0
+            elif filled[k] >> 8 * i == 0:
+                break
+        filled[k] = 0
     s.sites_used = 0

@@ -291,7 +291,7 @@ cdef struct Site:
     uint64_t minus_page  # the page's linear address, negated; NOWHERE if it has found none
     uint64_t host        # host address of the page
     uint64_t addend      # host address minus linear address
-    uint64_t unused      # one line of the host's cache has two
+    uint64_t unused
 
 
 cdef struct PageEntry:
@@ -407,7 +407,8 @@ cdef struct CpuState:
     ExitRecord held                  # an exit that waits until queued device writes have been told
     uint64_t scratch[4]
     Site sites[2][16]                # [store][SITES]
-    uint32_t sites_used              # one of them has found a page since emitted code was entered
+    uint8_t sites_filled[2][16]      # which of them have found a page since emitted code was entered
+    uint8_t sites_used               # has any?
     uint64_t span[32]                # what finds the memory of each span of the block that runs (spans.py)
     uint64_t kept[3]                 # registers, while the TLBs are looked at
     uint64_t mask_index              # constants for PEXT

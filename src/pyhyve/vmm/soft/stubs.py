@@ -249,11 +249,10 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
 @cython.exceptval(check=False)
 def _emit_site(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint32_t, write: uint32_t, slow: uint64_t,
                span: cython.bint) -> cython.void:
-    """The same for a look-up that remembers its page: T2 is the offset of its Site. ``slow`` is what a miss goes to."""
+    """The same for a look-up that remembers its page: T2 is the number of its Site. ``slow`` is what a miss goes to."""
     found: cython.pointer(uint8_t)
     first: cython.pointer(TlbEntry) = cython.address(s.tlb[mode][0])
     site: cython.pointer(Site) = cython.address(s.sites[0][0])
-    start: uint64_t = off(s, site)  # in CpuState; offsets of fields are from there
     store_gs(a, HRCX, off(s, cython.address(s.kept[0])))
     store_gs(a, T1, off(s, cython.address(s.kept[1])))
     store_gs(a, T2, off(s, cython.address(s.kept[2])))
@@ -273,12 +272,17 @@ def _emit_site(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint32
     land_short(a, found)
     load_gs(a, HRCX, off(s, cython.address(s.kept[2])))
     op_gs_index(a, 1, 0x8B, T1, T1, 2, off(s, cython.address(first.addend)))
-    op_gs_index(a, 1, 0x89, T2, HRCX, 0, off(s, cython.address(site.minus_page)) - start)
-    op_gs_index(a, 1, 0x89, T1, HRCX, 0, off(s, cython.address(site.addend)) - start)
+    e8(a, 0x65)  # mov byte [gs:rcx + sites_filled], 1
+    e16(a, 0x81C6)
+    e32(a, off(s, cython.address(s.sites_filled[0][0])))
+    e8(a, 1)
+    store_gs_imm8(a, off(s, cython.address(s.sites_used)), 1)
+    lea(a, 1, HRCX, NO_REG, HRCX, 2, 0)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 3, off(s, cython.address(site.minus_page)))
+    op_gs_index(a, 1, 0x89, T1, HRCX, 3, off(s, cython.address(site.addend)))
     not_(a, T2)
     lea(a, 1, T2, T2, T1, 0, 1)
-    op_gs_index(a, 1, 0x89, T2, HRCX, 0, off(s, cython.address(site.host)) - start)
-    store_gs_imm8(a, off(s, cython.address(s.sites_used)), 1)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 3, off(s, cython.address(site.host)))
     mov(a, T2, T1)
     load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
     if span:
