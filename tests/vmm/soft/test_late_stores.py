@@ -1,8 +1,8 @@
 """A store by a look-up of some time ago, and another vCPU that translates from that page meanwhile.
 
-One vCPU writes the operand of a MOV in a page that it has looked up well before, by a span; in between its TLB
-entry goes, or it waits for the code lock. The other runs that code all the time, and again behind a CPUID when it has
-been told: then it has to find the new operand.
+One vCPU writes the operand of a MOV in a page that it has looked up well before, by a span or in an earlier round of a
+loop; in between its TLB entry goes, or it waits for the code lock. The other runs that code all the time, and again
+behind a CPUID when it has been told: then it has to find the new operand.
 """
 
 from __future__ import annotations
@@ -17,14 +17,29 @@ from tests.guests import DATA, Mode, assemble, boot_guest, enter_guest, find_bac
 ROUNDS = 1500
 GO, TOLD, SEEN = 0x700000, 0x700040, 0x700080
 CODE, BESIDE = 0x600000, 0x610000
+STORE = "mov %edi, 1(%rbx)"
 BETWEEN = {
     # a page with the same index in the TLB, then a device, which takes its time
-    "the entry goes": "mov (%rcx), %eax\n" + "mov (%rsi, %r8), %eax\n" * 36,
+    "the entry goes": "mov (%rcx), %eax\n" + "mov (%rsi, %r8), %eax\n" * 36 + STORE,
     # stores to a page that has code
-    "the code lock is waited for": "mov %eax, (%r9, %r8)\n" * 30,
+    "the code lock is waited for": "mov %eax, (%r9, %r8)\n" * 30 + STORE,
+    # the last round of the loop is the store
+    "a loop": "mov $3993, %r12d\n jmp 7f\n.balign 64\n7: mov %edi, (%rbx, %r12)\n sub $8, %r12d\n jns 7b",
+    "a loop that waits": """
+        mov $505, %r12d
+        jmp 7f
+        .balign 64
+    7:  mov %edi, (%rbx, %r12)
+        mov %eax, (%r9, %r8)
+        mov (%rsi, %r8), %eax
+        sub $8, %r12d
+        jns 7b
+    """,
 }
 
 WRITER = """
+    .include "guest.inc"
+    user_mode
     mov $0x600000, %ebx
     mov $0xA00000, %ecx
     mov $0xFEE00020, %esi
@@ -45,7 +60,6 @@ again:
     .balign 64
 2:  movl $0, 0x100(%rbx)
     BETWEEN
-    mov %edi, 1(%rbx)
     jmp 3f
 3:  mov %edi, TOLD
     inc %edi

@@ -86,6 +86,8 @@ cdef struct Stubs:
     uint64_t slow            # T0 = linear (or effective) address, T1 = what; returns T2
     uint64_t refill[3][2]    # the same by MMU_*, for a load and a store: looks at the second TLB first
     uint64_t span[3][2]      # the same for a span; never fails: 0 in T1 if all of the span is there
+    uint64_t site[3][2]      # refill for a look-up that remembers its page; T2 is the number of its Site
+    uint64_t site_span[3][2] # the same for a span
     uint64_t finish          # after a store
     uint64_t host_fault
     uint64_t jump[8]         # T0 = linear target; jump cache of each mode slot
@@ -113,6 +115,7 @@ cdef struct CodeCache:
     uint32_t mode_count
     uint64_t crossing_cold[65536]  # CROSSINGS: where each leads while its target is not known
     uint32_t crossing_count
+    uint32_t next_site[2]    # [store]: the place of the next look-up that has one
     uint64_t flushes
     uint64_t invalidated     # blocks dropped because their code was written
 

@@ -136,6 +136,7 @@ from cython.cimports.pyhyve.vmm.soft.stubs import (
 )
 from cython.cimports.pyhyve.vmm.soft.modes import reset_cpu, update_mode
 from cython.cimports.pyhyve.vmm.soft.msr import APIC_BSP
+from cython.cimports.pyhyve.vmm.soft.sites import clear_sites
 from cython.cimports.pyhyve.vmm.soft.threads import (
     lock_code,
     park,
@@ -234,6 +235,9 @@ def handle_host_fault(s):
     """Turn a host signal into the guest's exception. False if it is none: then the exit is filled."""
     locate(s, s.fault_pc)
     s.bounce_active = 0  # the store that the buffer was for has not happened
+    if (s.fault_trap == EXC_GP or s.fault_trap == EXC_SS) and not s.stepping:
+        s.step_once = 1  # an empty Site may have let an address pass that is none: by itself the instruction tells
+        return True
     if s.fault_trap == EXC_XM and (s.cr4 & CR4_OSXMMEXCPT) == 0:
         s.fault_trap = EXC_UD  # SDM Vol. 3A 2.5, OSXMMEXCPT
     if (s.fault_trap == EXC_DE or s.fault_trap == EXC_UD or s.fault_trap == EXC_MF or s.fault_trap == EXC_XM
@@ -785,6 +789,8 @@ def run_loop(s):
         s.stepping = step
         s.mmio_cursor = 0
         s.flags_system &= ~cython.cast(uint64_t, FLAG_RF)
+        if s.sites_used:
+            clear_sites(s)
         s.count_enter += 1
         why = enter(s, code, va)
         if why == X_LOOKUP:

@@ -67,6 +67,13 @@ cdef inline void op_gs(Asm *a, uint32_t w, uint32_t opcode, uint32_t reg, uint64
     e32(a, offset)
 
 
+cdef inline void cmp_imm32(Asm *a, uint32_t reg, uint64_t value) noexcept nogil:
+    rex(a, 1, 0, 0, reg)
+    e8(a, 0x81)
+    e8(a, 0xF8 | (reg & 7))
+    e32(a, value)
+
+
 cdef inline void load_gs(Asm *a, uint32_t reg, uint64_t offset) noexcept nogil:
     op_gs(a, 1, 0x8B, reg, offset)
 

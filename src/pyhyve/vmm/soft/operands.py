@@ -13,6 +13,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T2,
     Asm,
     call_to,
+    cmp_imm32,
     e32,
     e8,
     here,
@@ -25,6 +26,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov,
     mov_imm32,
     mov_imm64,
+    op_gs,
     op_gs_index,
     pext_gs,
     rex,
@@ -46,9 +48,10 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     MODE_FS_OPEN,
     MODE_GS_OPEN,
     TLB_SIZE,
+    Site,
 )
 from cython.cimports.pyhyve.vmm.soft.stubs import SLOW_SEGMENTED, host_reg, is_spilled, off
-from cython.cimports.pyhyve.vmm.soft.translate import COLD_LOAD, COLD_STORE, SPAN_HELD, Cold
+from cython.cimports.pyhyve.vmm.soft.translate import COLD_LOAD, COLD_SPAN, COLD_STORE, SPAN_HELD, Cold
 
 
 def gpr_off(x, reg):
@@ -162,6 +165,7 @@ def add_cold(x, kind, rel32, what, live):
     cold.what = what
     cold.live = live
     cold.part = x.part
+    cold.site = cold.inside = 0
     cold.linked = 0
     cold.back = here(cython.address(x.a))
     x.colds += 1
@@ -195,6 +199,9 @@ def emit_tlb(x, segment, size, access):
     elif segment == FS or segment == GS:
         load_gs(a, T1, off(x.s, cython.address(x.s.segments[segment].base)))
         lea(a, 0, T0, T0, T1, 0, 0)
+    if x.site:
+        emit_site(x, kind, what, size)
+        return
     if x.live[x.current] == 0:
         rorx(a, T1, T0, 7)
         e8(a, 0x41)  # and r11d, (TLB_SIZE - 1) << 5
@@ -205,10 +212,7 @@ def emit_tlb(x, segment, size, access):
         rex(a, 1, T0, 0, T2)  # xor r14, r10
         e8(a, 0x31)
         e8(a, 0xC0 | ((T0 & 7) << 3) | (T2 & 7))
-        rex(a, 1, 0, 0, T2)  # cmp r14, 4097 - size
-        e8(a, 0x81)
-        e8(a, 0xF8 | (T2 & 7))
-        e32(a, 4097 - size)
+        cmp_imm32(a, T2, 4097 - size)
         hit = jcc_fwd(a, CC_AE)
         op_gs_index(a, 1, 0x8B, T2, T1, 0, x.tlb + 16)
         add_cold(x, kind, hit, what, 0)
@@ -230,6 +234,39 @@ def emit_tlb(x, segment, size, access):
     mov(a, HRCX, T2)
     op_gs_index(a, 1, 0x8B, T2, T1, 2, x.tlb + 16)
     add_cold(x, kind, rel, what, 1)
+
+
+def emit_site(x, kind, what, size):
+    """The look-up of ``emit_tlb`` where it has a ``Site``."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    rest: uint32_t = T0 if x.inside else cython.cast(uint32_t, T2)
+    if x.inside:
+        op_gs(a, 1, 0x03, T0, x.site)  # minus_page
+    else:
+        load_gs(a, T2, x.site)
+        rex(a, 1, T0, 0, T2)  # add r14, r10
+        e8(a, 0x01)
+        e8(a, 0xC0 | ((T0 & 7) << 3) | (T2 & 7))
+    cmp_imm32(a, rest, 4097 - size)
+    add_cold(x, kind, jcc_fwd(a, CC_AE), what, 0)
+    load_gs(a, T2, x.site + (8 if x.inside else 16))  # host, addend
+    x.cold[x.colds - 1].back = here(a)
+    x.cold[x.colds - 1].site = cython.cast(uint32_t, x.site)
+    x.cold[x.colds - 1].inside = x.inside
+    x.site = 0
+
+
+def call_refill(x, cold):
+    """The look-up as slow as need be, in the cold part: from T0 to T2."""
+    a: cython.pointer(Asm) = cython.address(x.a)
+    write: uint32_t = 1 if cold.what >> 16 & ACCESS_WRITE else 0
+    span: cython.bint = cold.kind == COLD_SPAN
+    mov_imm32(a, T1, cold.what)
+    if cold.site:
+        mov_imm32(a, T2, (cold.site - off(x.s, cython.address(x.s.sites[0][0]))) // cython.sizeof(Site))
+        call_to(a, x.c.stubs.site_span[x.mmu][write] if span else x.c.stubs.site[x.mmu][write])
+    else:
+        call_to(a, x.c.stubs.span[x.mmu][write] if span else x.c.stubs.refill[x.mmu][write])
 
 
 def segmented(x, segment, access):

@@ -24,6 +24,5 @@ cdef void emit_stack_load(Context *x, uint32_t reg) noexcept nogil
 cdef void emit_string(Context *x, Insn *insn) noexcept nogil
 cdef uint8_t *string_operand(Context *x, Insn *insn, uint32_t reg, uint32_t tag, uint32_t size,
                              uint8_t **second) noexcept nogil
-cdef void cmp_imm32(Asm *a, uint32_t reg, uint32_t value) noexcept nogil
 cdef bint simple_lea(Insn *insn) noexcept nogil
 cdef void emit_lea(Context *x, Insn *insn) noexcept nogil

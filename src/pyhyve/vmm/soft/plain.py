@@ -28,6 +28,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T1,
     T2,
     Asm,
+    cmp_imm32,
     e16,
     e32,
     e64,
@@ -65,6 +66,7 @@ from cython.cimports.pyhyve.vmm.soft.operands import (
 )
 from cython.cimports.pyhyve.vmm.soft.state import ACCESS_READ, ACCESS_WRITE, MODE_CODE64, RDI, RSI, SS, TLB_SIZE
 from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, host_reg, is_spilled, off
+from cython.cimports.pyhyve.vmm.soft.sites import new_site
 from cython.cimports.pyhyve.vmm.soft.spans import use_operand, use_span
 from cython.cimports.pyhyve.vmm.soft.translate import NO_SPAN, PART_OPERAND, PART_PUSH
 
@@ -330,6 +332,9 @@ def emit_operand(x, insn):
         emit_bit_address(x, insn)
     x.part = PART_OPERAND
     x.masked = evex_what(insn)
+    if ops[insn.op].kind != K_BT:
+        x.site = new_site(x, insn.base, insn.index, insn.scale, 1 if access & ACCESS_WRITE else 0)
+        x.inside = 1
     emit_tlb(x, insn.segment, insn.mem_size, access)
     x.masked = 0
     if ops[insn.op].kind != K_BT and access == ACCESS_READ:
@@ -474,13 +479,6 @@ def string_operand(x, insn, reg, tag, size, second):
     cmp_imm32(a, T2, 4096)
     second[0] = jcc_fwd(a, CC_AE)
     return first
-
-
-def cmp_imm32(a, reg, value):
-    rex(a, 1, 0, 0, reg)
-    e8(a, 0x81)
-    e8(a, 0xF8 | (reg & 7))
-    e32(a, value)
 
 
 def simple_lea(insn):

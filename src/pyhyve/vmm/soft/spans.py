@@ -47,7 +47,6 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     T1,
     T2,
     Asm,
-    call_to,
     e32,
     e8,
     jcc_fwd,
@@ -57,7 +56,6 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     lea,
     load_gs,
     mov,
-    mov_imm32,
     short_fwd,
     store_gs,
     xchg,
@@ -65,8 +63,9 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
 from cython.cimports.pyhyve.vmm.soft.evex import evex_what
 from cython.cimports.pyhyve.vmm.soft.insn import MEM_NONE, MEM_READ, NO_REG, REG_RIP, Insn
 from cython.cimports.pyhyve.vmm.soft.leaving import emit_singly, foresees_returns, goes_to_helper, trap_of
-from cython.cimports.pyhyve.vmm.soft.operands import emit_tlb, forget_held, source
+from cython.cimports.pyhyve.vmm.soft.operands import call_refill, emit_tlb, forget_held, source
 from cython.cimports.pyhyve.vmm.soft.plain import high_byte
+from cython.cimports.pyhyve.vmm.soft.sites import new_site
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
@@ -333,6 +332,8 @@ def emit_looks(x, number):
             lea(a, 1, T0, base, NO_REG, 0, low)
         elif base != T0:
             mov(a, T0, base)  # which the host does by renaming
+        x.site = new_site(x, span.base, NO_REG, 0, 1 if span.writes else 0)
+        x.inside = 0
         emit_tlb(x, SS, size, access)
         x.cold[x.colds - 1].kind = COLD_SPAN
         x.cold[x.colds - 1].what = size | access << 16
@@ -398,8 +399,7 @@ def emit_missing(x, cold):
         e8(a, 0xFB)
         e32(a, 4097 - (cold.what & 0xFFFF))
         crosses = jcc_fwd(a, CC_AE)
-    mov_imm32(a, T1, cold.what)
-    call_to(a, x.c.stubs.span[x.mmu][1 if cold.what >> 16 & ACCESS_WRITE else 0])
+    call_refill(x, cold)
     xchg(a, HRCX, T1)
     found = short_fwd(a, 0xE3)
     xchg(a, HRCX, T1)

@@ -240,6 +240,8 @@ cdef enum:
     MAX_ARMED = 16448       # those of 16 vCPUs, and their debug registers
 
     BOUNCE_SIZE = 4224
+    SITES = 16
+    NOWHERE = 0x8000000000000000     # the negative of itself, and no address
     MMIO_LOG = 96            # a masked vector has at most 32 parts, and some writes may wait already
 
 
@@ -282,6 +284,14 @@ cdef struct WalkEntry:
     uint64_t rights      # the AND of the entries above the page table
     uint32_t nx          # execute-disable in one of them
     uint32_t size        # PAGE_LARGE, PAGE_HUGE or 0 (mmu.pxd)
+
+
+cdef struct Site:
+    # What a look-up of a loop found last (sites.py)
+    uint64_t minus_page  # the page's linear address, negated; NOWHERE if it has found none
+    uint64_t host        # host address of the page
+    uint64_t addend      # host address minus linear address
+    uint64_t unused
 
 
 cdef struct PageEntry:
@@ -396,8 +406,11 @@ cdef struct CpuState:
     uint32_t intack_wait             # an EXIT_INTACK is out
     ExitRecord held                  # an exit that waits until queued device writes have been told
     uint64_t scratch[4]
+    Site sites[2][16]                # [store][SITES]
+    uint8_t sites_filled[2][16]      # which of them have found a page since emitted code was entered
+    uint8_t sites_used               # has any?
     uint64_t span[32]                # what finds the memory of each span of the block that runs (spans.py)
-    uint64_t kept[2]                 # registers, while the second TLB is looked at
+    uint64_t kept[3]                 # registers, while the TLBs are looked at
     uint64_t mask_index              # constants for PEXT
     uint64_t mask_high
     uint64_t mask_half

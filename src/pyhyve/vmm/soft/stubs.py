@@ -43,6 +43,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     short_fwd,
     store_gs,
     store_gs32,
+    store_gs_imm8,
     xchg,
 )
 from cython.cimports.pyhyve.vmm.soft.insn import NO_REG
@@ -53,6 +54,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     RSP,
     STLB_BITS,
     TLB_SIZE,
+    Site,
     StlbEntry,
     TlbEntry,
 )
@@ -236,6 +238,52 @@ def _emit_refill(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint
     else:
         _store_empty(a, s, first)
     op_gs_index(a, 1, 0x8B, T2, T1, 0, off(s, cython.address(entry.addend)))
+    load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    if span:
+        mov_imm32(a, T1, 0)
+    e8(a, 0xC3)
+
+
+@cython.cfunc
+@cython.nogil
+@cython.exceptval(check=False)
+def _emit_site(a: cython.pointer(Asm), s: cython.pointer(CpuState), mode: uint32_t, write: uint32_t, slow: uint64_t,
+               span: cython.bint) -> cython.void:
+    """The same for a look-up that remembers its page: T2 is the number of its Site. ``slow`` is what a miss goes to."""
+    found: cython.pointer(uint8_t)
+    first: cython.pointer(TlbEntry) = cython.address(s.tlb[mode][0])
+    site: cython.pointer(Site) = cython.address(s.sites[0][0])
+    store_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    store_gs(a, T1, off(s, cython.address(s.kept[1])))
+    store_gs(a, T2, off(s, cython.address(s.kept[2])))
+    movzx16(a, HRCX, T1)
+    lea(a, 1, HRCX, HRCX, T0, 0, -1)
+    pext_gs(a, T1, T0, off(s, cython.address(s.mask_index)))
+    lea(a, 1, T1, NO_REG, T1, 3, 0)
+    op_gs_index(a, 1, 0x8B, T2, T1, 2, off(s, cython.address(first.write_tag) if write else cython.address(first.read_tag)))
+    not_(a, T2)
+    lea(a, 1, T2, T2, NO_REG, 0, 1)
+    lea(a, 1, HRCX, HRCX, T2, 0, 0)
+    pext_gs(a, HRCX, HRCX, off(s, cython.address(s.mask_high)))
+    found = short_fwd(a, 0xE3)
+    load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
+    load_gs(a, T1, off(s, cython.address(s.kept[1])))
+    jmp_to(a, slow)
+    land_short(a, found)
+    load_gs(a, HRCX, off(s, cython.address(s.kept[2])))
+    op_gs_index(a, 1, 0x8B, T1, T1, 2, off(s, cython.address(first.addend)))
+    e8(a, 0x65)  # mov byte [gs:rcx + sites_filled], 1
+    e16(a, 0x81C6)
+    e32(a, off(s, cython.address(s.sites_filled[0][0])))
+    e8(a, 1)
+    store_gs_imm8(a, off(s, cython.address(s.sites_used)), 1)
+    lea(a, 1, HRCX, NO_REG, HRCX, 2, 0)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 3, off(s, cython.address(site.minus_page)))
+    op_gs_index(a, 1, 0x89, T1, HRCX, 3, off(s, cython.address(site.addend)))
+    not_(a, T2)
+    lea(a, 1, T2, T2, T1, 0, 1)
+    op_gs_index(a, 1, 0x89, T2, HRCX, 3, off(s, cython.address(site.host)))
+    mov(a, T2, T1)
     load_gs(a, HRCX, off(s, cython.address(s.kept[0])))
     if span:
         mov_imm32(a, T1, 0)
@@ -439,6 +487,10 @@ def emit_stubs(c, s, slow_access, span_access, slow_finish, fsgsbase):
             _emit_refill(a, s, i, r, c.stubs.slow, False)
             c.stubs.span[i][r] = here(a)
             _emit_refill(a, s, i, r, span, True)
+            c.stubs.site[i][r] = here(a)
+            _emit_site(a, s, i, r, c.stubs.refill[i][r], False)
+            c.stubs.site_span[i][r] = here(a)
+            _emit_site(a, s, i, r, c.stubs.span[i][r], True)
 
     # After a store: write a bounce buffer out, if one was in use
     c.stubs.finish = here(a)

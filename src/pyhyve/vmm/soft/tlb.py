@@ -28,6 +28,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
     FAULT,
     MMU_MODES,
     NO_KEY,
+    SITES,
     STLB_BITS,
     STLB_KEYS,
     STLB_SIZE,
@@ -246,9 +247,13 @@ def flush_region(s, va, shift):
 
 def tlb_init(s):
     mode: cython.int
+    i: uint32_t
     for mode in range(MMU_MODES):
         s.tlb_dirty[mode] = 1
     s.stlb_last = NO_KEY
+    for i in range(SITES):
+        s.sites_filled[0][i] = s.sites_filled[1][i] = 1
+    s.sites_used = 1
     jumps_init(s)
     tlb_flush(s, False)
 

@@ -54,6 +54,8 @@ cdef struct Cold:
     uint32_t what            # T1 of the slow path, or a page offset
     uint32_t live            # RCX and T2 are exchanged on arrival
     uint32_t part            # which access of the instruction
+    uint32_t site            # the look-up's Site, as offset in CpuState, or 0
+    uint32_t inside          # T0 is what lies between the page of the Site and the address
     uint32_t linked          # a chain that leads to its target already
 
 
@@ -73,6 +75,10 @@ cdef struct Context:
     uint32_t index
     int64_t disp
     uint32_t masked          # what the slow path must know of the current instruction's mask (evex)
+    uint32_t loop            # so many instructions from the start are a loop; 0: none
+    uint32_t steps[16]       # how far each register moves in a round of it
+    uint64_t site            # the Site of the next look-up, as offset in CpuState, or 0
+    uint32_t inside          # it may leave T0 as the distance from the page's start
     uint32_t holding         # `held` may be used and changed
     uint32_t held[3]         # which spilled guest register's value T0, T1 and T2 have, or NO_REG
     uint64_t page_gpa

@@ -81,6 +81,7 @@ from cython.cimports.pyhyve.vmm.soft.encode import (
     mov,
     mov_imm32,
     mov_imm64,
+    op_gs,
     op_mem,
     rex,
     short_fwd,
@@ -110,6 +111,7 @@ from cython.cimports.pyhyve.vmm.soft.leaving import (
 )
 from cython.cimports.pyhyve.vmm.soft.narrow import emit_narrow, is_near_kind
 from cython.cimports.pyhyve.vmm.soft.operands import (
+    call_refill,
     emit_address,
     emit_tlb,
     finish_access,
@@ -132,6 +134,7 @@ from cython.cimports.pyhyve.vmm.soft.plain import (
     emit_string,
     simple_lea,
 )
+from cython.cimports.pyhyve.vmm.soft.sites import find_steps
 from cython.cimports.pyhyve.vmm.soft.spans import (
     emit_looks,
     emit_missing,
@@ -418,8 +421,9 @@ def emit_cold(x: cython.pointer(Context), number: uint32_t) -> cython.void:
     if cold.kind == COLD_LOAD or cold.kind == COLD_STORE:
         if cold.live:
             xchg(a, HRCX, T2)
-        mov_imm32(a, T1, cold.what)
-        call_to(a, x.c.stubs.refill[x.mmu][1 if cold.kind == COLD_STORE else 0])
+        if cold.inside:
+            op_gs(a, 1, 0x2B, T0, cold.site)
+        call_refill(x, cold)
         if cold.kind == COLD_STORE:
             emit_access(x, insn, cold.part)
             call_to(a, x.c.stubs.finish)
@@ -544,6 +548,7 @@ def translate(e, s, gpa, gpa2, code, avail, mode):
     x.current = 0
     x.part = 0
     x.masked = 0
+    x.site = 0
     use_address(x)
     forget_held(x)
     x.map_count = 0
@@ -570,6 +575,7 @@ def translate(e, s, gpa, gpa2, code, avail, mode):
     b.insns = x.count
     find_live_flags(x)
     find_spans(x)
+    find_steps(x)
 
     # The entry for jumps from elsewhere: T0 is the linear address of this block
     lea(a, 1, T1, T0, NO_REG, 0, -cython.cast(int64_t, start))

@@ -718,6 +718,33 @@ class Generator:
             self.add(bytes([0x48 | counter >> 3, 0xFF, 0xC8 | counter & 7]))  # dec
             self.branch(5, top, rng.random() < 0.5)
 
+    def walk(self) -> None:
+        """A loop through memory by steps: over the end of a page, and into what cannot be reached."""
+        rng = self.rng
+        if self.avoid:
+            return
+        base, counter = rng.sample([n for n in range(16) if n != RSP], 2)
+        self.set_pointer(base)
+        self.set_small(counter, rng.randrange(2, 80))
+        self.avoid = {base, counter}
+        top = len(self.items)
+        for _ in range(rng.randrange(1, 4)):
+            self.near(base, counter if rng.random() < 0.4 else None)
+            if rng.random() < 0.3:
+                self.instruction(self.integer)
+        step = rng.choice((1, 3, 4, 8, 8, 16, 64, 100, 200, 300, 1024)) * rng.choice((1, -1))
+        rex = bytes([0x48 | base >> 3])
+        if rng.random() < 0.7:
+            self.add(rex + bytes([0x81, 0xC0 | base & 7]) + struct.pack("<i", step))
+        else:
+            sib = b"\x24" if base & 7 == 4 else b""
+            rex = bytes([0x48 | base >> 3 << 2 | base >> 3])
+            self.add(rex + bytes([0x8D, 0x80 | (base & 7) << 3 | base & 7]) + sib + struct.pack("<i", step))
+        self.add(bytes([0x48 | counter >> 3, 0xFF, 0xC8 | counter & 7]))  # dec
+        self.branch(5, top, rng.random() < 0.5)
+        self.avoid = set()
+        self.spoil({base, counter})
+
     def call(self) -> None:
         """A subroutine behind a jump over it."""
         rng = self.rng
@@ -787,14 +814,19 @@ class Generator:
         self.instruction(self.integer if rng.random() < 0.8 else None)
         self.near(base)
 
-    def near(self, base: int) -> None:
-        """A load or a store close to where a register points."""
+    def near(self, base: int, index: int | None = None) -> None:
+        """A load or a store close to where a register points, or two together."""
         rng = self.rng
         reg = rng.choice([n for n in range(16) if n != RSP and n != base and n not in self.avoid])
         opcode = 0x8B if rng.random() < 0.5 else 0x89
+        rex = 0x48 | reg >> 3 << 2 | base >> 3
         sib = b"\x24" if base & 7 == 4 else b""
         modrm = 0x40 | (reg & 7) << 3 | base & 7
-        self.add(bytes([0x48 | reg >> 3 << 2 | base >> 3, opcode, modrm]) + sib + bytes([rng.randrange(64)]))
+        if index is not None:
+            rex |= index >> 3 << 1
+            sib = bytes([rng.randrange(4) << 6 | (index & 7) << 3 | base & 7])
+            modrm = 0x44 | (reg & 7) << 3
+        self.add(bytes([rex, opcode, modrm]) + sib + bytes([rng.randrange(64)]))
         if opcode == 0x8B:
             self.spoil({reg})
 
@@ -845,6 +877,7 @@ class Generator:
 _CONSTRUCTS = (
     *(Generator.skip,) * 4,
     *(Generator.counted,) * 3,
+    *(Generator.walk,) * 3,
     *(Generator.call,) * 2,
     *(Generator.indirect,) * 2,
     *(Generator.around,) * 4,
