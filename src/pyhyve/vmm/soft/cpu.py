@@ -59,7 +59,7 @@ from cython.cimports.pyhyve.vmm.soft.bounce import ALONE, CODE_WRITE, bounce_fin
 from cython.cimports.pyhyve.vmm.soft.physical import ram_host
 from cython.cimports.pyhyve.vmm.soft.tlb import lookup, refill
 from cython.cimports.pyhyve.vmm.soft.walks import PAGE_GLOBAL
-from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.native import FPU_ERROR, native
 from cython.cimports.pyhyve.vmm.soft.stack import in_guard, use_signal_stack
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
@@ -126,6 +126,7 @@ from cython.cimports.pyhyve.vmm.soft.state import (
 from cython.cimports.pyhyve.vmm.soft.stubs import (
     SLOW_MASKED,
     SLOW_SEGMENTED,
+    SLOW_WAITING,
     X_CHAIN,
     X_EVENT,
     X_HELPER,
@@ -296,6 +297,8 @@ def slow_access(s, va, what, host_pc):
         locate(s, host_pc - 1)
         if status == FAULT and s.exc_vector == EXC_GP and insn_segment == SS and s.mode & MODE_CODE64:
             s.exc_vector = EXC_SS
+        if status == FAULT and what & SLOW_MASKED == 0 and what & SLOW_WAITING and native.fnstsw() & FPU_ERROR:
+            raise_fault(s, EXC_MF, False, 0)
     s.host_pc = s.in_block = 0
     return addend
 

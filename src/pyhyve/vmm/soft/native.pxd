@@ -4,6 +4,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from pyhyve.vmm.soft.state cimport CpuState
 
+cdef enum:
+    FPU_ERROR = 0x80     # FNSTSW: an unmasked exception waits
+
 cdef struct Native:
     uint64_t (*rdtsc)() noexcept nogil
     void (*cpuid)(uint32_t leaf, uint32_t subleaf, uint32_t *regs) noexcept nogil      # eax, ebx, ecx, edx
@@ -24,6 +27,7 @@ cdef struct Native:
     void (*fnstenv16)(void *area) noexcept nogil
     void (*fnsave32)(void *area) noexcept nogil
     void (*fnsave16)(void *area) noexcept nogil
+    uint32_t (*fnstsw)() noexcept nogil
     uint64_t (*opmask[8])() noexcept nogil                                             # the opmask registers, where there are any
     CpuState *(*current)() noexcept nogil  # whose registers GS points to
 

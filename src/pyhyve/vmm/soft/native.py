@@ -45,6 +45,8 @@ _CODE = {
     "fnstenv16": "66 D9 37 C3",
     "fnsave32": "DD 37 C3",
     "fnsave16": "66 DD 37 C3",
+    # fnstsw ax; movzx eax, ax; ret
+    "fnstsw": "DF E0 0F B7 C0 C3",
     # kmovq rax, kN; ret
     "opmask0": "C4 E1 FB 93 C0 C3",
     "opmask1": "C4 E1 FB 93 C1 C3",

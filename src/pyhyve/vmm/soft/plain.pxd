@@ -17,6 +17,7 @@ cdef void emit_reg_form(Context *x, Insn *insn) noexcept nogil
 cdef void emit_bit_address(Context *x, Insn *insn) noexcept nogil
 cdef void emit_return_address(Context *x, Insn *insn) noexcept nogil
 cdef void emit_access(Context *x, Insn *insn, uint32_t part) noexcept nogil
+cdef uint32_t waiting(Insn *insn) noexcept nogil
 cdef void emit_operand(Context *x, Insn *insn) noexcept nogil
 cdef void emit_push(Context *x, Insn *insn) noexcept nogil
 cdef void emit_load(Context *x, Insn *insn, uint32_t reg) noexcept nogil

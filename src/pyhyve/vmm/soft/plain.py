@@ -14,6 +14,8 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
     K_PUSH_IMM,
     K_PUSH_MEM,
     K_XLAT,
+    NEED_FPU,
+    NEED_MMX,
     OP_WRITE,
     SZ_B,
     OpInfo,
@@ -65,7 +67,7 @@ from cython.cimports.pyhyve.vmm.soft.operands import (
     write_back,
 )
 from cython.cimports.pyhyve.vmm.soft.state import ACCESS_READ, ACCESS_WRITE, MODE_CODE64, RDI, RSI, SS, TLB_SIZE
-from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, host_reg, is_spilled, off
+from cython.cimports.pyhyve.vmm.soft.stubs import ACCESS_LOAD_FIRST, SLOW_WAITING, host_reg, is_spilled, off
 from cython.cimports.pyhyve.vmm.soft.sites import new_site
 from cython.cimports.pyhyve.vmm.soft.spans import use_operand, use_span
 from cython.cimports.pyhyve.vmm.soft.translate import NO_SPAN, PART_OPERAND, PART_PUSH
@@ -314,6 +316,15 @@ def emit_access(x, insn, part):
     emit_mem_form(x, insn)
 
 
+def waiting(insn):
+    """SLOW_WAITING for MMX and x87 instructions, but not for FNSTENV, FNSTCW, FNSAVE and FNSTSW."""
+    need: uint32_t = ops[insn.op].need
+    group: uint32_t = insn.modrm >> 3 & 7
+    if need & NEED_MMX == 0 and (need & NEED_FPU == 0 or ((insn.opcode & 0xFB) == 0xD9 and group >= 6)):
+        return 0
+    return cython.cast(uint32_t, SLOW_WAITING)
+
+
 def emit_operand(x, insn):
     """An instruction with a memory operand: address, TLB, access."""
     access: uint32_t = ACCESS_READ
@@ -331,7 +342,7 @@ def emit_operand(x, insn):
     if ops[insn.op].kind == K_BT:
         emit_bit_address(x, insn)
     x.part = PART_OPERAND
-    x.masked = evex_what(insn)
+    x.masked = evex_what(insn) | waiting(insn)
     if ops[insn.op].kind != K_BT:
         x.site = new_site(x, insn.base, insn.index, insn.scale, 1 if access & ACCESS_WRITE else 0)
         x.inside = 1

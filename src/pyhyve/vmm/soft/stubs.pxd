@@ -19,6 +19,8 @@ cdef enum:
     # What the slow path is told in T1: size | access << 16 | segment << 20 | flags
     # With a mask (evex.evex_what): | SLOW_PACKED, opmask register << 24, log2 of the element's bytes << 27, log2 of how
     # many bits of the mask count << 29
+    # Without one: SLOW_WAITING, an x87 exception that waits comes before all that is wrong with the operand
+    SLOW_WAITING = 0x8000000
     SLOW_SEGMENTED = 0x800000
     SLOW_PACKED = 0x80000
     SLOW_MASKED = 0x7000000
