@@ -64,7 +64,7 @@ class BootRom:
             bios.shadow(memory, self._rom)
 
     def make_flash(self, vm: VirtualMachine, memory: GuestMemory, mmio: MmioBus) -> Flash | None:
-        """The flash memory, if there is a file for it."""
+        """The flash memory, if there is a file for it. Raises ``ValueError`` if some of its addresses are taken."""
         if self._variables is None:
             return None
         from pyhyve.hw.chipset.flash import Flash

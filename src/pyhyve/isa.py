@@ -78,7 +78,7 @@ class IsaDevices:
             from pyhyve.hw.chipset.pctestdev import PcTestDevice
 
             tester = PcTestDevice(router, end)
-            with _taken("the PC test device (-l pc-testdev)"):
+            with taken("the PC test device (-l pc-testdev)"):
                 tester.attach(self._pio, self._mmio)
             self.parts["pc-testdev"] = tester
         if "lpc.debug-exit" in config:
@@ -89,7 +89,7 @@ class IsaDevices:
                 raise ConfigError(f"lpc.debug-exit.size: {size} is not 1, 2 or 4")
             port = config.get_int("lpc.debug-exit.port", PORT, minimum=0, maximum=PORTS - size)
             leave = DebugExit(end, port, size)
-            with _taken("the debug-exit port (-l debug-exit)"):
+            with taken("the debug-exit port (-l debug-exit)"):
                 leave.attach(self._pio)
             self.parts["debug-exit"] = leave
 
@@ -150,7 +150,7 @@ def read_items(config: Config) -> dict[str, bytes]:
 
 
 @contextmanager
-def _taken(what: str) -> Iterator[None]:
+def taken(what: str) -> Iterator[None]:
     """Ports and addresses that are somebody else's are the user's mistake."""
     try:
         yield

@@ -48,7 +48,7 @@ from pyhyve.hw.pci.bar import BarKind
 from pyhyve.hw.pci.bus import WINDOWS, PciBus, memory_64_window
 from pyhyve.hw.pci.intx import IntxRouting
 from pyhyve.hw.pci.lpc import LPC_BRIDGES
-from pyhyve.isa import IsaDevices
+from pyhyve.isa import IsaDevices, taken
 from pyhyve.lifecycle import Stateful
 from pyhyve.loader import LoadedGuest, load
 from pyhyve.loop import EventLoop, Timer
@@ -341,7 +341,8 @@ class Machine:
         self.parts.update(isa.parts)
 
     def _make_boot_variables(self, bootrom: BootRom) -> None:
-        flash = bootrom.make_flash(self.vm, self.memory, self.mmio)
+        with taken("the variables of the boot ROM"):
+            flash = bootrom.make_flash(self.vm, self.memory, self.mmio)
         if flash is not None:
             self.parts["bootvars"] = flash
 

@@ -416,7 +416,7 @@ start:
     mov $0xffff0000 - 4096 + 5, %esi
     mov $0x27, %bl
     mov $0, %bh             # what the byte is
-2:  mov $100, %ecx
+2:  mov $2000, %ecx
 3:  cmp %bh, (%esi)
     jne 1f
     loop 3b

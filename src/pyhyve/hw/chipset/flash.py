@@ -23,8 +23,8 @@ from pyhyve.lifecycle import State, restore_fields, save_fields
 READY = 0x80
 BLOCK = 4096
 MANUFACTURER, DEVICE = 0x89, 0x17
-READS_BEFORE_SHOWN = 16
-"""To show the array costs as much as many exits, and who programs bytes reads a few between."""
+READS_BEFORE_SHOWN = 1000
+"""To show the array and to hide it again costs as much as so many exits: some milliseconds, in which no vCPU runs."""
 
 _STATE = ("_reading", "_pending", "_status")
 

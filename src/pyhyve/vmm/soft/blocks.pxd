@@ -73,6 +73,8 @@ cdef struct CodePage:
     uint32_t harmless        # writes beside the code since it was last dropped
     uint32_t drops           # how often that happened
     uint64_t homes[16][2]    # [vCPU][of user code]: the linear address it runs at, in the low bits CpuState.home_epoch
+    uint64_t number          # its place in CodeCache.pages
+    CodePage *before         # the page that was made before it
     uint32_t claimed         # there is translated code, or soon will be: nobody gets a write tag; CLAIMED: nobody has one
 
 
@@ -109,6 +111,7 @@ cdef struct CodeCache:
     uint32_t index_count
     uint32_t index_size
     CodePage **pages         # by guest-physical page number
+    CodePage *newest         # of those that there are
     uint64_t page_count
     Stubs stubs
     uint32_t modes[8]        # which mode each slot stands for

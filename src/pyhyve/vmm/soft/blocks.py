@@ -120,9 +120,9 @@ def code_flush(e):
     i: uint64_t
     k: uint32_t
     n: uint32_t
-    for i in range(c.page_count):
-        if c.pages[i] != cython.NULL:  # the table is large and hardly touched
-            c.pages[i] = cython.NULL
+    while c.newest != cython.NULL:
+        c.pages[c.newest.number] = cython.NULL
+        c.newest = c.newest.before
     for i in range(HASH_SIZE):
         c.hash[i] = cython.NULL
     c.index_count = 0
@@ -181,6 +181,9 @@ def page_of(c, gpa):
             page.claimed = 0
             page.harmless = 0
             page.drops = 0
+            page.number = number
+            page.before = c.newest
+            c.newest = page
             c.pages[number] = page
     return c.pages[number]
 

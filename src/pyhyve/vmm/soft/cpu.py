@@ -147,6 +147,7 @@ from cython.cimports.pyhyve.vmm.soft.threads import (
     world_go,
     world_stop,
 )
+from cython.cimports.pyhyve.vmm.soft.walks import swap32
 from cython.cimports.pyhyve.vmm.soft.translate import MAX_INSNS, crosses_page, translate
 
 # Synchronous host signals in emitted code
@@ -530,7 +531,12 @@ def leave_with(s, kind, address, value):
 
 def take_pending(s):
     """Move what other threads have asked for to ``events``. PENDING_BORDER is answered by the border that follows."""
-    bits: uint32_t = __atomic_exchange_n(cython.address(s.pending), 0, 5)
+    bits: uint32_t = s.pending
+    while True:
+        if bits & (PENDING_NMI | PENDING_INIT):
+            __atomic_exchange_n(cython.address(s.dead), 0, 5)  # before the bit is gone: see ``nobody_left``
+        if swap32(cython.address(s.pending), cython.address(bits), 0, False, 5, 5):
+            break
     if bits & PENDING_TIMER:
         lapic_timer_expired(s)
         bits |= PENDING_INTERRUPT
@@ -560,6 +566,9 @@ def settle(s):
         s.events = 0
         reset_cpu(s, True)
         if begins_anew(s):
+            if s.alone:
+                s.alone = 0
+                world_go(s.engine)
             return False
         __atomic_exchange_n(cython.address(s.down), 1, 5)
         return leave_with(s, EXIT_SPINDOWN, 0, 0)

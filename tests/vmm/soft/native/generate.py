@@ -801,6 +801,8 @@ class Generator:
         if rng.random() < 0.5:
             self.instruction()
         self.aim(lea, len(self.items))
+        if register == RDI:
+            self.set_small(RDI, 0)  # or a REP STOS would write over all the code behind it
 
     def around(self) -> None:
         """An instruction between accesses by a register, which it may change, by name or not. RAX to RDX are likeliest."""
