@@ -47,7 +47,9 @@ def test_an_exception_that_waits_is_told_first(instruction: str, address: str) -
     assert vector_of(instruction, address) == 16
 
 
-@pytest.mark.parametrize("instruction", ["fnstcw (%rbx)", "fnstenv (%rbx)", "fnstsw (%rbx)", "addps (%rbx), %xmm0"])
+@pytest.mark.parametrize(
+    "instruction", ["fnstcw (%rbx)", "fnstenv (%rbx)", "fnstsw (%rbx)", "addps (%rbx), %xmm0", "cvtpi2ps (%rbx), %xmm0"]
+)
 def test_instructions_that_do_not_wait_tell_of_their_operand(instruction: str) -> None:
     assert vector_of(instruction, NOT_CANONICAL) == 13
     assert vector_of(instruction, "NOT_MAPPED") == 14

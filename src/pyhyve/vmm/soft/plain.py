@@ -16,6 +16,7 @@ from cython.cimports.pyhyve.vmm.soft.decode import (
     K_XLAT,
     NEED_FPU,
     NEED_MMX,
+    NEED_SSE,
     OP_WRITE,
     SZ_B,
     OpInfo,
@@ -317,10 +318,10 @@ def emit_access(x, insn, part):
 
 
 def waiting(insn):
-    """SLOW_WAITING for MMX and x87 instructions, but not for FNSTENV, FNSTCW, FNSAVE and FNSTSW."""
+    """SLOW_WAITING for MMX and x87 instructions; not for FNSTENV, FNSTCW, FNSAVE, FNSTSW, CVTPI2PS and CVTPI2PD."""
     need: uint32_t = ops[insn.op].need
     group: uint32_t = insn.modrm >> 3 & 7
-    if need & NEED_MMX == 0 and (need & NEED_FPU == 0 or ((insn.opcode & 0xFB) == 0xD9 and group >= 6)):
+    if (need & NEED_MMX == 0 or need & NEED_SSE) and (need & NEED_FPU == 0 or ((insn.opcode & 0xFB) == 0xD9 and group >= 6)):
         return 0
     return cython.cast(uint32_t, SLOW_WAITING)
 
