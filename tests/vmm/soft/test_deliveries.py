@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from pyhyve.vmm.registers import Reg
 from tests.guests import DATA, Guest, Mode, assemble, boot_guest, find_backend
 
 OSFXSR, OSXMMEXCPT = 1 << 9, 1 << 10
-
-
-@pytest.fixture
-def guests() -> Iterator[list[Guest]]:
-    made: list[Guest] = []
-    yield made
-    for guest in made:
-        guest.close()
 
 
 def run(guests: list[Guest], text: str, cr4: int = 0) -> Guest:

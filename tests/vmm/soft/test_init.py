@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -52,14 +51,6 @@ FIRMWARE = """
 1:  jmp 1b
 """
 BSP = 0x100
-
-
-@pytest.fixture
-def guests() -> Iterator[list[Guest]]:
-    made: list[Guest] = []
-    yield made
-    for guest in made:
-        guest.close()
 
 
 class Pair:

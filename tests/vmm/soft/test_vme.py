@@ -5,7 +5,6 @@ Each instruction is compared with Bochs too, in states of every kind (the family
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -66,14 +65,6 @@ WHOLE = (
     + "push $0x3000; popf\n" + KEEP.format(0x9008) + "int $0x30"
 )  # fmt: skip
 HANDLER = KEEP.format(0x9004) + "mov %sp, %bp; mov 4(%bp), %ax; mov %ax, 0x900A\niret"
-
-
-@pytest.fixture
-def guests() -> Iterator[list[Guest]]:
-    made: list[Guest] = []
-    yield made
-    for guest in made:
-        guest.close()
 
 
 def run(guests: list[Guest], program: str, flags: int, cr4: int = VME) -> tuple[int, int, int]:

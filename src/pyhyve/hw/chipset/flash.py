@@ -63,12 +63,11 @@ class Copy(Protocol):
 class Flash:
     """The chip around ``contents``."""
 
-    def __init__(self, contents: Contents, copy: Copy | None = None) -> None:
+    def __init__(self, contents: Contents, copy: Copy) -> None:
         self.lock = threading.RLock()
         self._contents = contents
         self._copy = copy
-        self._shown = False
-        self._reads = 0  # of the array, in a row
+        self._reads = 0  # of the array, in a row; from READS_BEFORE_SHOWN on it is shown
         self._reading = int(Command.READ_ARRAY)
         self._pending = 0  # the first half of a command of two
         self._status = READY
@@ -81,9 +80,8 @@ class Flash:
         """The array, the status, or who the chip is, as the last command says."""
         if self._reading == Command.READ_ARRAY:
             self._reads += 1
-            if self._reads == READS_BEFORE_SHOWN and self._copy is not None:
+            if self._reads == READS_BEFORE_SHOWN:
                 self._copy.show(bytes(self._contents[:]))
-                self._shown = True
             return int.from_bytes(self._contents[offset : offset + size], "little")
         if self._reading == Command.READ_ID:
             answers = (MANUFACTURER, DEVICE, 0, 0)
@@ -117,9 +115,8 @@ class Flash:
             self._reading = int(Command.READ_ARRAY)
 
     def _hide(self) -> None:
-        self._reads = 0
-        if self._shown and self._copy is not None:
-            self._shown = False
+        reads, self._reads = self._reads, 0
+        if reads >= READS_BEFORE_SHOWN:
             self._copy.hide()
 
     def reset(self) -> None:
