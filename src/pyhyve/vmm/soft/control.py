@@ -15,7 +15,7 @@ from cython.cimports.pyhyve.vmm.soft.helpers import register
 from cython.cimports.pyhyve.vmm.soft.insn import finish, get_gpr, set_gpr
 from cython.cimports.pyhyve.vmm.soft.lapic import lapic_get_tpr, lapic_set_tpr
 from cython.cimports.pyhyve.vmm.soft.addresses import read_operand, write_operand
-from cython.cimports.pyhyve.vmm.soft.physical import ram_host
+from cython.cimports.pyhyve.vmm.soft.physical import PHYSICAL, ram_host
 from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.modes import DR6_FIXED, update_mode
 from cython.cimports.pyhyve.vmm.soft.native import native

@@ -98,7 +98,6 @@ cdef enum:
     BASE_X2APIC = 0x400
     BASE_ENABLED = 0x800
     BASE_RESERVED_LOW = 0x2FF     # bits 0-9 but for BSP
-    BASE_PHYSICAL = 0x3FFFFFFFFFFF
 
     VERSION_VALUE = 0x50014       # six LVT entries, integrated APIC
     BROADCAST_X2APIC = 0xFFFFFFFF

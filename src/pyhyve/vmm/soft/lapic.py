@@ -20,6 +20,7 @@ from cython.cimports.libc.stdint import int64_t, uint8_t, uint32_t, uint64_t
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.physical import PHYSICAL
 from cython.cimports.pyhyve.vmm.soft.state import (
     ATOMIC,
     DONE,
@@ -721,7 +722,7 @@ def lapic_set_base(s, value):
     old: uint64_t = s.apic_base
     modes: uint64_t = value & (BASE_ENABLED | BASE_X2APIC)
     before: uint64_t = old & (BASE_ENABLED | BASE_X2APIC)
-    if value & BASE_RESERVED_LOW or value & ~cython.cast(uint64_t, BASE_PHYSICAL):
+    if value & BASE_RESERVED_LOW or value & ~cython.cast(uint64_t, PHYSICAL):
         return gp(s, 0)
     if modes == BASE_X2APIC or (modes & BASE_X2APIC and not feature(s.engine, 1, R_ECX, 21)):
         return gp(s, 0)

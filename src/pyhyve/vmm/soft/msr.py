@@ -6,7 +6,6 @@ machine with EXIT_RDMSR or EXIT_WRMSR.
 
 import cython
 from cython.cimports.libc.stdint import uint32_t, uint64_t
-from cython.cimports.pyhyve.vmm.soft.control import PHYSICAL
 from cython.cimports.pyhyve.vmm.soft.cpuid import cpuid_row, xsave_extra
 from cython.cimports.pyhyve.vmm.soft.debug import DEBUGCTL_BTF, DEBUGCTL_LBR
 from cython.cimports.pyhyve.vmm.soft.helpers import register
@@ -21,6 +20,7 @@ from cython.cimports.pyhyve.vmm.soft.lapic import (
 from cython.cimports.pyhyve.vmm.soft.tlb import tlb_flush
 from cython.cimports.pyhyve.vmm.soft.modes import update_mode
 from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.physical import PHYSICAL
 from cython.cimports.pyhyve.vmm.soft.pvclock import (
     MSR_SYSTEM_TIME,
     MSR_WALL_CLOCK,

@@ -9,6 +9,7 @@ cdef enum:
     PAGE = 0x1000
     PAGE_OFFSET = 0xFFF
     FRAME = 0xFFFFFFFFFF000      # bits 12-51
+    PHYSICAL = 0xFFFFFFFFFF      # MAXPHYADDR is 40, as announce.py says: devices end below 1 TiB
 
 
 # Guest-physical to host address, or 0 where there is no RAM (or, for a write, only ROM).

@@ -37,8 +37,8 @@ cdef enum:
     PTE_D = 0x40
     PTE_PS = 0x80
     PTE_G = 0x100
-    RESERVED_4LEVEL = 0xFC00000000000        # bits 46-51: MAXPHYADDR is 46
-    RESERVED_PAE = 0x7FFFC00000000000        # bits 46-62
+    RESERVED_4LEVEL = 0xFFF0000000000        # bits 40-51: beyond MAXPHYADDR
+    RESERVED_PAE = 0x7FFFFF0000000000        # bits 40-62
     NX_SHIFT = 63
 
 

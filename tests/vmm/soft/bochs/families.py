@@ -619,7 +619,7 @@ def high_bits(ground: Ground) -> int:
     """NX, reserved address bits, and ignored bits."""
     value = NX * ground.chance(0.1)
     if ground.chance(0.05):
-        value |= 1 << ground.rng.randrange(46, 52)
+        value |= 1 << ground.rng.randrange(40, 52)
     if ground.chance(0.1):
         value |= 1 << ground.rng.randrange(52, 59)
     return value
