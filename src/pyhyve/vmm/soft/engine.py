@@ -112,6 +112,7 @@ import pyhyve.vmm.soft.system
 import pyhyve.vmm.soft.tables
 import pyhyve.vmm.soft.transfers
 import pyhyve.vmm.soft.vector
+import pyhyve.vmm.soft.xsave
 from pyhyve.errors import BackendError
 from pyhyve.vmm.api import (
     MAX_CPUS,

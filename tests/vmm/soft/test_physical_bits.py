@@ -1,0 +1,76 @@
+"""The width of physical addresses: what CPUID announces is where table entries and registers begin to be reserved."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyhyve.vmm.registers import Reg
+from tests.guests import Guest, assemble, boot_guest, find_backend, is_end
+
+GUEST = """
+.include "guest.inc"
+    .equ VA, 0x140000000            # 5 GiB, by an entry of the page directory pointer table
+    .equ PDPTE, 0x5028
+    .equ PD, 0x30000
+    .equ PT, 0x31000
+    .equ FAULTED, 0x10000
+    gate64 13, fault
+    gate64 14, fault
+    mov $0x80000008, %eax
+    cpuid
+    movzbl %al, %esi                # the width
+    lea BELOW(%rsi), %ecx
+    mov $1, %edi
+    shl %cl, %rdi                   # the bit
+    movq $PD + 7, PDPTE
+    movq $PT + 7, PD
+    movq $0x100007, PT
+    xor %r10d, %r10d
+    movabs $VA, %rbx
+    mov %cr3, %rax
+    WRITE
+    finish
+fault:
+    pop %r10                        # the error code
+    or $FAULTED, %r10
+    finish
+"""
+
+IN_A_TABLE = "or %rdi, {entry}; mov %rax, %cr3; lea (%rbx), %rdx; mov (%rdx), %rdx"
+MSR = "mov ${msr}, %ecx; rdmsr; shl $32, %rdx; or %rdx, %rax; or %rdi, %rax; mov %rax, %rdx; shr $32, %rdx; wrmsr"
+WRITES = {
+    "page table": IN_A_TABLE.format(entry="PT"),
+    "page directory": IN_A_TABLE.format(entry="PD"),
+    "page directory pointer table": IN_A_TABLE.format(entry="PDPTE"),
+    "CR3": "or %rdi, %rax; mov %rax, %cr3",
+    "IA32_APIC_BASE": MSR.format(msr=0x1B),
+    "IA32_MTRR_PHYSMASK0": MSR.format(msr=0x201),
+}
+FAULTED, PRESENT_AND_RESERVED = 0x10000, 9
+
+
+def run(write: str, below: int) -> Guest:
+    text = GUEST.replace("BELOW", str(-below)).replace("WRITE", WRITES[write])
+    return boot_guest(find_backend("soft"), assemble(text, 0x10000))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_the_first_bit_beyond_the_announced_width_is_reserved(write: str) -> None:
+    guest = run(write, 0)
+    try:
+        guest.until_end()
+        assert guest.register(Reg.RSI) == 40
+        assert guest.register(Reg.R10) == FAULTED | (PRESENT_AND_RESERVED if "page" in write else 0)
+    finally:
+        guest.close()
+
+
+@pytest.mark.parametrize("write", ["page table", "IA32_APIC_BASE", "IA32_MTRR_PHYSMASK0"])
+def test_the_last_bit_of_the_announced_width_is_an_address(write: str) -> None:
+    guest = run(write, 1)
+    try:
+        while not is_end(guest.next()):
+            pass  # a load from where there is no memory
+        assert guest.register(Reg.R10) == 0
+    finally:
+        guest.close()
