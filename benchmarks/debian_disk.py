@@ -6,7 +6,6 @@ is the processor time of the whole process, which other work on the host disturb
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.boot import split
 from benchmarks.console import Console
+from benchmarks.idle import cpu_seconds
 from benchmarks.machines import Context, ours, qemu_options
 from benchmarks.measure import BenchmarkError, Result, alternate
 from pyhyve.images import DiskImage, ImageError, build_debian_disk
@@ -49,12 +49,6 @@ def build(context: Context) -> DiskImage:
         raise BenchmarkError(f"no Debian disk: {error}") from None
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def run_debian(context: Context) -> Iterator[Result]:
     """Start to login."""
     image = build(context)
@@ -78,7 +72,7 @@ def run_debian(context: Context) -> Iterator[Result]:
         try:
             with Console(argv) as console:
                 seconds = console.expect(LOGIN) - console.spawned
-                return Boot(seconds, cpu_seconds(console.process.pid))
+                return Boot(seconds, cpu_seconds(Path(f"/proc/{console.process.pid}/stat").read_text()))
         finally:
             disk.unlink()
 

@@ -88,6 +88,11 @@ class Context:
         """The same with the kernel that has drivers for real machines' devices too."""
         return _build("linux-image-amd64")
 
+    @cached_property
+    def small_image(self) -> GuestImage:
+        """The same with a 32-bit kernel and 32-bit programs."""
+        return _build("linux-image-686")
+
     def with_tools(self, image: GuestImage) -> GuestImage:
         """``image`` with fio and iperf3 in it. Raises ``BenchmarkError``."""
         return replace(image, initrd=add_tools(image.initrd, self.folder))

@@ -317,7 +317,7 @@ class Machine:
         hpet = Hpet(self.loop, irq, on_legacy)
         hpet.attach(self.mmio)
         self.pm = Pm(self.power, irq.line(SCI_IRQ, "sci"))
-        keyboard = I8042(self.power, irq.line(KEYBOARD_IRQ, "i8042"))
+        keyboard = I8042(self.power, irq.line(KEYBOARD_IRQ, "i8042"), irq.line(MOUSE_IRQ, "i8042 mouse"))
         timer, reset, post = PmTimer(self.loop, self.vm.clock_port), Reset(self.power), Post()
         for chip in (self.pm, keyboard, timer, reset, post):
             chip.attach(self.pio)

@@ -46,7 +46,8 @@ class Board:
         mmio_chips = (self.ioapic, Hpet(self.clock, router, legacy))
         pio_chips = (
             self.pic, Elcr(self.pic.set_elcr), pit, rtc, Pm(lambda reason: None, router.line(9, "sci")),
-            PmTimer(self.clock), Reset(lambda reason: None), I8042(lambda reason: None, router.line(1, "kbd")), Post(),
+            PmTimer(self.clock), Reset(lambda reason: None), Post(),
+            I8042(lambda reason: None, router.line(1, "kbd"), router.line(12, "mouse")),
         )  # fmt: skip
         for mmio_chip in mmio_chips:
             mmio_chip.attach(self.mmio)

@@ -27,7 +27,7 @@ class Rig:
         self.timer = PmTimer(self.clock)
         self.reset = Reset(self.power.append)
         self.post = Post()
-        self.i8042 = I8042(self.power.append, self.lines.router.line(1, "kbd"))
+        self.i8042 = I8042(self.power.append, self.lines.router.line(1, "kbd"), self.lines.router.line(12, "mouse"))
         for chip in (self.pm, self.timer, self.reset, self.post, self.i8042):
             chip.attach(self.pio)
 
@@ -177,23 +177,6 @@ def test_command_byte(rig: Rig) -> None:
     rig.command(0xAD)
     rig.command(0x20)
     assert rig.get(0x60) == 0x74
-
-
-def test_there_is_no_auxiliary_port(rig: Rig) -> None:
-    """i8042_check_aux(): neither the loop command nor the interface test may look right."""
-    rig.command(0xD3, 0x5A)
-    assert rig.get(0x64) & 0x21 == 0x01
-    rig.get(0x60)
-    rig.command(0xA9)
-    assert rig.get(0x60) not in (0x00, 0xFA, 0xFF)
-
-
-def test_keyboard_does_not_answer(rig: Rig) -> None:
-    rig.put(0x60, 0xFF)
-    assert rig.get(0x64) & 0x41 == 0x41
-    assert rig.lines.edges(1) == 1
-    assert rig.get(0x60) == 0xFE
-    assert not rig.lines.level(1)
 
 
 @pytest.mark.parametrize(("value", "resets"), [(0xFE, 1), (0xF0, 1), (0xFF, 0)])

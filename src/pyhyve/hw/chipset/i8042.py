@@ -1,9 +1,8 @@
-"""The 8042 keyboard controller, with nothing plugged in.
+"""The 8042 keyboard controller, with a keyboard and, at its auxiliary port, a mouse.
 
-Document: IBM PS/2 technical reference, keyboard and auxiliary device controller. Guests use it for its side jobs, above
-all to reset the machine by pulsing output line 0. Commands are answered; what is sent to the keyboard comes back as the
-controller's time-out (0xFE with the time-out bit), so that a driver sees at once that nobody is there. There is no
-auxiliary port.
+Document: IBM PS/2 technical reference, keyboard and auxiliary device controller. Besides, guests reset the machine by
+pulsing its output line 0. What a device sends waits in one queue; each byte that comes to its head is an edge of the
+interrupt of the device that it is from.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from enum import IntEnum, IntFlag
 from pyhyve.bus.handler import Callbacks
 from pyhyve.bus.irq import IrqLine
 from pyhyve.bus.pio import PioBus
-from pyhyve.lifecycle import State, check_version, restore_fields, save_fields, saved_list
+from pyhyve.hw.chipset.ps2 import Keyboard, Mouse
+from pyhyve.lifecycle import State, check_version, restore_fields, save_fields, saved_dict, saved_list
 from pyhyve.vmm.exits import SuspendReason
 
 DATA_PORT = 0x60
@@ -66,10 +66,6 @@ class Command(IntEnum):
 
 
 SELF_TEST_OK = 0x55
-AUX_CLOCK_HIGH = 0x02
-"""Result of the auxiliary interface test: the line does not move, nothing is there."""
-
-NO_ANSWER = 0xFE
 OUTPUT_RESET = 0x01
 OUTPUT_A20 = 0x02
 _OUTPUT_IDLE = 0xCF
@@ -77,17 +73,18 @@ _RESET_CONFIG = int(Config.SYSTEM | Config.AUX_DISABLED | Config.KEYBOARD_INTERR
 
 
 class I8042:
-    """The controller. ``power`` is told ``SuspendReason.RESET``; ``keyboard_irq`` is ISA interrupt 1, if wired."""
+    """The controller. ``power`` is told ``SuspendReason.RESET``; the lines are ISA interrupts 1 and 12."""
 
     _ram: list[int]
     _status: int
     _expects: int
     _last: int
 
-    def __init__(self, power: Callable[[SuspendReason], None], keyboard_irq: IrqLine | None = None) -> None:
+    def __init__(self, power: Callable[[SuspendReason], None], keyboard_irq: IrqLine, mouse_irq: IrqLine) -> None:
         self.lock = threading.RLock()
         self._power = power
-        self._irq = keyboard_irq
+        self._lines = keyboard_irq, mouse_irq
+        self._keyboard, self._mouse = Keyboard(), Mouse()
         self._queue: deque[tuple[int, int]] = deque()  # data, status bits that come with it
         self.reset()
 
@@ -107,6 +104,8 @@ class I8042:
     def _read_data(self, offset: int, size: int) -> int:
         if self._queue:
             self._last = self._queue.popleft()[0]
+            for line in self._lines:
+                line.lower()
             self._update()
         return self._last
 
@@ -142,25 +141,29 @@ class I8042:
         elif command == Command.WRITE_OUTPUT:
             if not value & OUTPUT_RESET:
                 self._power(SuspendReason.RESET)
-        elif command in (Command.WRITE_KEYBOARD_BUFFER, Command.WRITE_AUX_BUFFER):
-            self._answer(value)  # without the auxiliary bit in either case: there is no such port
-        elif command == 0:
-            self._ram[0] &= ~Config.KEYBOARD_DISABLED  # sending to the keyboard enables its interface
-            self._answer(NO_ANSWER, Status.TIMEOUT)
+        elif command == Command.WRITE_KEYBOARD_BUFFER:
+            self._answer(value)
+        elif command == Command.WRITE_AUX_BUFFER:
+            self._answer(value, Status.AUX_DATA)
+        elif command == Command.WRITE_AUX:
+            for byte in self._mouse.answer(value):
+                self._answer(byte, Status.AUX_DATA)
         else:
-            self._answer(NO_ANSWER, Status.TIMEOUT | Status.AUX_DATA)
+            self._ram[0] &= ~Config.KEYBOARD_DISABLED  # sending to the keyboard enables its interface
+            for byte in self._keyboard.answer(value):
+                self._answer(_TRANSLATED.get(byte, byte) if self._ram[0] & Config.TRANSLATE else byte)
 
     def _answer(self, value: int, status: int = 0) -> None:
         if len(self._queue) < QUEUE:
             self._queue.append((value, int(status)))
-            if self._irq is not None and self._ram[0] & Config.KEYBOARD_INTERRUPT and not status & Status.AUX_DATA:
-                self._irq.lower()  # each byte is an edge of its own
             self._update()
 
     def _update(self) -> None:
-        if self._irq is not None:
-            wanted = self._queue and not self._queue[0][1] & Status.AUX_DATA
-            self._irq.set(bool(wanted and self._ram[0] & Config.KEYBOARD_INTERRUPT))
+        mouse = bool(self._queue and self._queue[0][1] & Status.AUX_DATA)
+        wanted = Config.AUX_INTERRUPT if mouse else Config.KEYBOARD_INTERRUPT
+        active = bool(self._queue and self._ram[0] & wanted)
+        for line, own in zip(self._lines, (not mouse, mouse), strict=True):
+            line.set(active and own)
 
     def reset(self) -> None:
         """As after power-on and firmware's self-test."""
@@ -171,24 +174,32 @@ class I8042:
             self._expects = 0
             self._last = 0
             self._queue.clear()
+            self._keyboard.reset()
+            self._mouse.reset()
             self._update()
 
     def save(self) -> State:
         """Registers, RAM and the bytes that wait."""
         with self.lock:
-            return save_fields(self, _FIELDS) | {"queue": [list(item) for item in self._queue]}
+            devices = {"keyboard": self._keyboard.save(), "mouse": self._mouse.save()}
+            return save_fields(self, _FIELDS) | devices | {"queue": [list(item) for item in self._queue]}
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Take over everything."""
         check_version(self, state)
         items = saved_list(state, "queue")
         with self.lock:
+            self._keyboard.restore(saved_dict(state.get("keyboard"), "keyboard"))
+            self._mouse.restore(saved_dict(state.get("mouse"), "mouse"))
             restore_fields(self, _FIELDS, state)
             self._queue = deque((item[0], item[1]) for item in items[:QUEUE] if isinstance(item, list))
             self._update()
 
 
 _FIELDS = ("_ram", "_status", "_expects", "_last")
+
+# What translation of scan codes makes of an answer: the second byte of the keyboard's identity, and its scan code set.
+_TRANSLATED = {0x83: 0x41, 0x01: 0x43, 0x02: 0x41, 0x03: 0x3F}
 
 _TAKES_DATA = frozenset(
     {Command.WRITE_OUTPUT, Command.WRITE_KEYBOARD_BUFFER, Command.WRITE_AUX_BUFFER, Command.WRITE_AUX}
@@ -203,7 +214,7 @@ _SIMPLE: dict[int, tuple[int, int]] = {
 }
 
 _ANSWERS: dict[int, int] = {
-    Command.TEST_AUX: AUX_CLOCK_HIGH,
+    Command.TEST_AUX: 0x00,
     Command.TEST_KEYBOARD: 0x00,
     Command.READ_INPUT: 0x80,
     Command.READ_OUTPUT: _OUTPUT_IDLE,

@@ -1,0 +1,163 @@
+"""The keyboard and the mouse, as a driver meets them at the 8042's ports."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyhyve.bus.pio import PioBus
+from pyhyve.hw.chipset.i8042 import I8042
+from tests.hw.fakes import Lines
+
+DATA, COMMAND = 0x60, 0x64
+FULL, AUX = 0x01, 0x20
+KEYBOARD_IRQ, MOUSE_IRQ = 1, 12
+BOTH_INTERRUPTS, TRANSLATE = 0x03, 0x40
+
+
+class Rig:
+    """The controller behind its ports, both interrupts on and no translation."""
+
+    def __init__(self) -> None:
+        self.lines = Lines()
+        self.pio = PioBus()
+        router = self.lines.router
+        self.i8042 = I8042(lambda reason: None, router.line(KEYBOARD_IRQ, "kbd"), router.line(MOUSE_IRQ, "mouse"))
+        self.i8042.attach(self.pio)
+        self.configure(BOTH_INTERRUPTS)
+
+    def configure(self, value: int) -> None:
+        self.pio.write(COMMAND, 1, 0x60)
+        self.pio.write(DATA, 1, value)
+
+    def answers(self) -> list[int]:
+        """All bytes that wait."""
+        found: list[int] = []
+        while self.status() & FULL:
+            found.append(self.read())
+        return found
+
+    def status(self) -> int:
+        value = self.pio.read(COMMAND, 1)
+        assert value is not None
+        return value
+
+    def read(self) -> int:
+        value = self.pio.read(DATA, 1)
+        assert value is not None
+        return value
+
+    def keyboard(self, *sent: int) -> list[int]:
+        for value in sent:
+            self.pio.write(DATA, 1, value)
+        return self.answers()
+
+    def mouse(self, *sent: int) -> list[int]:
+        for value in sent:
+            self.pio.write(COMMAND, 1, 0xD4)
+            self.pio.write(DATA, 1, value)
+        return self.answers()
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        ((0xFF,), [0xFA, 0xAA]),
+        ((0xF2,), [0xFA, 0xAB, 0x83]),
+        ((0xEE,), [0xEE]),
+        ((0xED, 0x07), [0xFA, 0xFA]),
+        ((0xF3, 0x00), [0xFA, 0xFA]),
+        ((0xF0, 0x00), [0xFA, 0xFA, 0x02]),
+        ((0xF0, 0x03, 0xF0, 0x00), [0xFA, 0xFA, 0xFA, 0xFA, 0x03]),
+        ((0xF0, 0x04), [0xFA, 0xFE]),
+        ((0xF4, 0xF5, 0xF6, 0xF8), [0xFA] * 4),
+        ((0xED, 0xF4, 0x07), [0xFA, 0xFA, 0xFE]),  # a command in place of the parameter
+        ((0xF2, 0xFE), [0xFA, 0xAB, 0x83] * 2),
+        ((0xE0,), [0xFE]),
+    ],
+)
+def test_the_keyboard_answers(rig: Rig, sent: tuple[int, ...], answer: list[int]) -> None:
+    assert rig.keyboard(*sent) == answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        ((0xFF,), [0xFA, 0xAA, 0x00]),
+        ((0xF2,), [0xFA, 0x00]),
+        ((0xE9,), [0xFA, 0x00, 2, 100]),
+        ((0xF4, 0xE7, 0xF0, 0xE8, 3, 0xF3, 200, 0xE9), [0xFA] * 8 + [0x70, 3, 200]),
+        ((0xF4, 0xE7, 0xF0, 0xEA, 0xE6, 0xF5, 0xE9), [0xFA] * 7 + [0x00, 2, 100]),
+        ((0xF4, 0xF3, 10, 0xF6, 0xE9), [0xFA] * 5 + [0x00, 2, 100]),
+        ((0xEB,), [0xFA, 0x08, 0, 0]),
+        ((0xEE, 0xF2, 0x55, 0xEC, 0xF2), [0xFA, 0xF2, 0x55, 0xFA, 0xFA, 0x00]),  # wrap mode
+        ((0xEE, 0xFF, 0xF2), [0xFA, 0xFA, 0xAA, 0x00, 0xFA, 0x00]),
+        ((0xF3, 200, 0xF3, 100, 0xF3, 80, 0xF2), [0xFA] * 7 + [0x00]),  # no wheel
+        ((0x55,), [0xFE]),
+    ],
+)
+def test_the_mouse_answers(rig: Rig, sent: tuple[int, ...], answer: list[int]) -> None:
+    assert rig.mouse(*sent) == answer
+
+
+def test_each_byte_is_an_interrupt_of_the_device_it_is_from(rig: Rig) -> None:
+    rig.pio.write(DATA, 1, 0xF2)
+    rig.pio.write(COMMAND, 1, 0xD4)
+    rig.pio.write(DATA, 1, 0xF2)
+    seen = []
+    while rig.status() & FULL:
+        seen.append((rig.lines.level(KEYBOARD_IRQ), rig.lines.level(MOUSE_IRQ), bool(rig.status() & AUX)))
+        rig.read()
+    assert seen == [(True, False, False)] * 3 + [(False, True, True)] * 2
+    assert (rig.lines.edges(KEYBOARD_IRQ), rig.lines.edges(MOUSE_IRQ)) == (3, 2)
+    assert not rig.lines.level(KEYBOARD_IRQ)
+    assert not rig.lines.level(MOUSE_IRQ)
+
+
+def test_interrupts_come_when_they_are_switched_on(rig: Rig) -> None:
+    rig.configure(0)
+    rig.pio.write(COMMAND, 1, 0xD3)
+    rig.pio.write(DATA, 1, 0x5A)
+    assert not rig.lines.level(MOUSE_IRQ)
+    rig.configure(BOTH_INTERRUPTS)
+    assert rig.lines.edges(MOUSE_IRQ) == 1
+    assert rig.status() & AUX
+    assert rig.read() == 0x5A
+    assert rig.lines.edges(KEYBOARD_IRQ) == 0
+
+
+def test_the_auxiliary_port_passes_its_test(rig: Rig) -> None:
+    rig.pio.write(COMMAND, 1, 0xA9)
+    assert rig.answers() == [0x00]
+
+
+def test_the_keyboards_bytes_are_translated_and_nobody_elses(rig: Rig) -> None:
+    rig.configure(BOTH_INTERRUPTS | TRANSLATE)
+    assert rig.keyboard(0xF2) == [0xFA, 0xAB, 0x41]
+    assert rig.keyboard(0xF0, 0) == [0xFA, 0xFA, 0x41]
+    assert rig.mouse(0xE9) == [0xFA, 0x00, 2, 100]
+    assert rig.mouse(0xE8, 3, 0xE9) == [0xFA, 0xFA, 0xFA, 0x00, 3, 100]
+
+
+def test_sending_to_the_keyboard_switches_its_interface_on(rig: Rig) -> None:
+    rig.pio.write(COMMAND, 1, 0xAD)
+    rig.keyboard(0xF4)
+    rig.pio.write(COMMAND, 1, 0x20)
+    assert rig.read() & 0x10 == 0
+
+
+def test_state_goes_round_in_the_middle_of_a_command(rig: Rig) -> None:
+    rig.mouse(0xF4, 0xE8)
+    rig.keyboard(0xF0)
+    other = Rig()
+    other.i8042.restore(rig.i8042.save())
+    assert other.i8042.save() == rig.i8042.save()
+    assert other.mouse(1, 0xE9) == [0xFA, 0xFA, 0x20, 1, 100]
+    assert other.keyboard(3, 0xF0, 0) == [0xFA, 0xFA, 0xFA, 3]
+    other.i8042.reset()
+    other.configure(BOTH_INTERRUPTS)
+    assert other.mouse(0xE9) == [0xFA, 0x00, 2, 100]
