@@ -90,6 +90,9 @@ def test_debian_boots_to_its_login_and_leaves_a_clean_disk(
         guest.log_in()
         assert_all_is_well(guest)
         assert guest.output("nproc") == f"{cpus}\n"
+        names = guest.output("udevadm settle; grep ^N: /proc/bus/input/devices")
+        assert "AT Translated Set 2 keyboard" in names
+        assert "PS/2 Generic Mouse" in names
         assert guest.output("findmnt -no SOURCE /") == f"/dev/{name}\n"
         if driver == "virtio-blk":
             version_1 = guest.output("cut -c33 /sys/class/block/vda/device/features")

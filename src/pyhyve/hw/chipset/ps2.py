@@ -40,8 +40,6 @@ class Ps2Device:
     def answer(self, value: int) -> bytes:
         """What comes back for a byte from the driver, 0 to 255; four bytes at most."""
         command, self._expects = self._expects, 0
-        if value == REPEAT and not command:
-            return self._last
         found = self._take(command, value) if command else self._obey(value)
         if found != RESEND:
             self._last = found
@@ -92,6 +90,8 @@ class Keyboard(Ps2Device):
     def _obey(self, command: int) -> bytes:
         if command == ECHO:
             return bytes([ECHO])
+        if command == REPEAT:
+            return self._last
         if command in (SET_LEDS, SCAN_SET, SET_RATE):
             return self._wait(command)
         if command == READ_ID:
@@ -129,6 +129,8 @@ class Mouse(Ps2Device):
     def _obey(self, command: int) -> bytes:
         if self._wrap and command not in (END_WRAP, RESET):
             return bytes([command])
+        if command == REPEAT:
+            return self._last
         if command in (SET_RESOLUTION, SET_RATE):
             return self._wait(command)
         if command == READ_STATUS:
