@@ -5,8 +5,8 @@
     memtest86+    through the tests before the last, which only waits: 32 MB of memory, by 64-bit and by 32-bit code
     Debian's 686  to the shell's prompt: a 32-bit kernel and its programs
 
-All have their consoles on the serial port. QEMU has the same files, its machine is ``q35``. Each is a line of wall time
-and one of processor time, which says less about what the firmware waits for (OVMF for a keyboard that is not there).
+All have their consoles on the serial port. QEMU has the same files, and its machine ``q35`` for the first two. Each is
+a line of wall time and one of processor time.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def _roms(context: Context) -> Iterator[Guest]:
     rom = ["-l", f"bootrom,{OVMF}", "bench"]
     yield Guest("OVMF to its shell", [*bhyve, *rom], [*peer, "-bios", str(OVMF)], _BANNER, OVMF, "ovmf")
     rom = ["-l", f"bootrom,{SEABIOS}", "-f", f"etc/sercon-port,file={port}", "bench"]
-    yield Guest("SeaBIOS, nothing to boot", [*bhyve, *rom], peer, _NOTHING, SEABIOS, "seabios")
+    yield Guest(
+        "SeaBIOS, nothing to boot", [*bhyve, *rom], [*peer, "-bios", str(SEABIOS)], _NOTHING, SEABIOS, "seabios"
+    )
 
 
 def _memtests() -> Iterator[Guest]:

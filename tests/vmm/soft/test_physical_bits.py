@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyhyve.vmm.registers import Reg
-from tests.guests import Guest, assemble, boot_guest, find_backend, is_end
+from tests.guests import Guest, Mode, assemble, boot_guest, find_backend, is_end
 
 GUEST = """
 .include "guest.inc"
@@ -72,5 +72,62 @@ def test_the_last_bit_of_the_announced_width_is_an_address(write: str) -> None:
         while not is_end(guest.next()):
             pass  # a load from where there is no memory
         assert guest.register(Reg.R10) == 0
+    finally:
+        guest.close()
+
+
+PAE_GUEST = """
+.include "guest.inc"
+    .equ PDPT, 0x40000
+    .equ PD, 0x41000
+    .equ PT, 0x42000
+    .equ FAULTED, 0x10000
+    gate32 13, fault
+    gate32 14, fault
+    xor %ebp, %ebp
+    movl $PD + 1, PDPT
+    movl $0, PDPT + 4
+    movl $PD + 1, PDPT + 8
+    movl $0, PDPT + 12
+    movl $0x83, PD                  # the first 2 MiB as they are
+    movl $PT + 7, PD + 8
+    movl $0x100007, PT
+    mov %cr4, %eax
+    or $0x20, %eax
+    mov %eax, %cr4
+    mov $PDPT, %eax
+    mov %eax, %cr3
+    mov $0xC0000080, %ecx
+    rdmsr
+    or $0x800, %eax                 # NXE: bit 63 of the lower entries is XD
+    wrmsr
+    mov %cr0, %eax
+    or $0x80000000, %eax
+    mov %eax, %cr0
+    orl $1 << (BIT - 32), ENTRY + 4
+    mov %cr3, %eax
+    mov %eax, %cr3
+    mov 0x40200000, %edx
+    finish
+fault:
+    pop %ebp
+    or $FAULTED, %ebp
+    finish
+"""
+
+
+@pytest.mark.parametrize("bit", [40, 51, 52, 62, 63])
+@pytest.mark.parametrize(
+    ("entry", "fault"), [("PDPT + 8", 0), ("PD + 8", PRESENT_AND_RESERVED), ("PT", PRESENT_AND_RESERVED)]
+)
+def test_pae_reserves_all_bits_beyond_the_address_but_execute_disable(entry: str, fault: int, bit: int) -> None:
+    """SDM Vol. 3A tables 4-8 to 4-11. The entries of the pointer table are checked when CR3 is loaded: #GP."""
+    text = PAE_GUEST.replace("BIT", str(bit)).replace("ENTRY", entry)
+    guest = boot_guest(find_backend("soft"), assemble(text, 0x10000, Mode.PROTECTED), Mode.PROTECTED)
+    try:
+        while not is_end(guest.next()):
+            pass
+        reserved = bit < 63 or entry.startswith("PDPT")
+        assert guest.register(Reg.RBP) == (FAULTED | fault if reserved else 0)
     finally:
         guest.close()

@@ -1,8 +1,9 @@
 """The 8042 keyboard controller, with a keyboard and, at its auxiliary port, a mouse.
 
 Document: IBM PS/2 technical reference, keyboard and auxiliary device controller. Besides, guests reset the machine by
-pulsing its output line 0. What a device sends waits in one queue; each byte that comes to its head is an edge of the
-interrupt of the device that it is from.
+pulsing its output line 0. What the controller and both devices send waits in one queue; each byte that comes to its
+head is an edge of the interrupt of the device that it is from. A device that is sent a byte forgets what it still had
+to say.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from enum import IntEnum, IntFlag
 from pyhyve.bus.handler import Callbacks
 from pyhyve.bus.irq import IrqLine
 from pyhyve.bus.pio import PioBus
+from pyhyve.errors import DeviceError
 from pyhyve.hw.chipset.ps2 import Keyboard, Mouse
-from pyhyve.lifecycle import State, check_version, restore_fields, save_fields, saved_dict, saved_list
+from pyhyve.lifecycle import State, check_version, restore_fields, save_fields, saved_dict, saved_int, saved_list
 from pyhyve.vmm.exits import SuspendReason
 
 DATA_PORT = 0x60
 COMMAND_PORT = 0x64
 QUEUE = 16
+RAM_SIZE = 32
 
 
 class Status(IntFlag):
@@ -33,6 +36,15 @@ class Status(IntFlag):
     AUX_DATA = 0x20
     TIMEOUT = 0x40
     PARITY = 0x80
+
+
+class Source(IntFlag):
+    """Who a byte is from: bit 0 is the port that it comes by, bit 1 set where a device sent it."""
+
+    CONTROLLER = 0x00
+    AUX = 0x01
+    KEYBOARD = 0x02
+    MOUSE = 0x03
 
 
 class Config(IntFlag):
@@ -85,7 +97,7 @@ class I8042:
         self._power = power
         self._lines = keyboard_irq, mouse_irq
         self._keyboard, self._mouse = Keyboard(), Mouse()
-        self._queue: deque[tuple[int, int]] = deque()  # data, status bits that come with it
+        self._queue: deque[tuple[int, int]] = deque()  # data, who it is from
         self.reset()
 
     def attach(self, pio: PioBus) -> None:
@@ -98,15 +110,13 @@ class I8042:
     def _read_status(self, offset: int, size: int) -> int:
         value = self._status | Status.UNLOCKED
         if self._queue:
-            value |= Status.OUTPUT_FULL | self._queue[0][1]
+            value |= Status.OUTPUT_FULL | (Status.AUX_DATA if self._queue[0][1] & Source.AUX else 0)
         return int(value)
 
     def _read_data(self, offset: int, size: int) -> int:
         if self._queue:
             self._last = self._queue.popleft()[0]
-            for line in self._lines:
-                line.lower()
-            self._update()
+            self._next()
         return self._last
 
     def _write_command(self, offset: int, size: int, value: int) -> None:
@@ -126,6 +136,7 @@ class I8042:
         elif value == Command.SELF_TEST:
             self._status |= Status.SYSTEM
             self._ram[0] = _RESET_CONFIG
+            self._update()
             self._answer(SELF_TEST_OK)
         elif value in _ANSWERS:
             self._answer(_ANSWERS[value])
@@ -144,22 +155,38 @@ class I8042:
         elif command == Command.WRITE_KEYBOARD_BUFFER:
             self._answer(value)
         elif command == Command.WRITE_AUX_BUFFER:
-            self._answer(value, Status.AUX_DATA)
+            self._answer(value, Source.AUX)
         elif command == Command.WRITE_AUX:
+            self._forget(Source.MOUSE)
             for byte in self._mouse.answer(value):
-                self._answer(byte, Status.AUX_DATA)
+                self._answer(byte, Source.MOUSE)
         else:
             self._ram[0] &= ~Config.KEYBOARD_DISABLED  # sending to the keyboard enables its interface
+            self._forget(Source.KEYBOARD)
             for byte in self._keyboard.answer(value):
-                self._answer(_TRANSLATED.get(byte, byte) if self._ram[0] & Config.TRANSLATE else byte)
+                answer = _TRANSLATED.get(byte, byte) if self._ram[0] & Config.TRANSLATE else byte
+                self._answer(answer, Source.KEYBOARD)
 
-    def _answer(self, value: int, status: int = 0) -> None:
+    def _answer(self, value: int, source: int = Source.CONTROLLER) -> None:
         if len(self._queue) < QUEUE:
-            self._queue.append((value, int(status)))
+            self._queue.append((value, int(source)))
             self._update()
 
+    def _forget(self, source: int) -> None:
+        """Take what ``source`` has sent off the queue."""
+        head = self._queue[0] if self._queue else None
+        self._queue = deque(item for item in self._queue if item[1] != source)
+        if head is not None and head[1] == source:
+            self._next()
+
+    def _next(self) -> None:
+        """Another byte is at the head of the queue: an edge of its own."""
+        for line in self._lines:
+            line.lower()
+        self._update()
+
     def _update(self) -> None:
-        mouse = bool(self._queue and self._queue[0][1] & Status.AUX_DATA)
+        mouse = bool(self._queue and self._queue[0][1] & Source.AUX)
         wanted = Config.AUX_INTERRUPT if mouse else Config.KEYBOARD_INTERRUPT
         active = bool(self._queue and self._ram[0] & wanted)
         for line, own in zip(self._lines, (not mouse, mouse), strict=True):
@@ -168,7 +195,7 @@ class I8042:
     def reset(self) -> None:
         """As after power-on and firmware's self-test."""
         with self.lock:
-            self._ram = [0] * 32
+            self._ram = [0] * RAM_SIZE
             self._ram[0] = _RESET_CONFIG
             self._status = int(Status.SYSTEM)
             self._expects = 0
@@ -185,15 +212,31 @@ class I8042:
             return save_fields(self, _FIELDS) | devices | {"queue": [list(item) for item in self._queue]}
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Take over everything."""
+        """Take over everything. Raises ``DeviceError`` before it changes anything."""
         check_version(self, state)
-        items = saved_list(state, "queue")
+        _bytes(saved_list(state, "_ram", RAM_SIZE), "_ram")
+        _bytes([saved_int(state, name) for name in ("_status", "_expects", "_last")], "register")
+        queue: deque[tuple[int, int]] = deque()
+        for item in saved_list(state, "queue")[:QUEUE]:
+            if not isinstance(item, list) or len(item) != len(("data", "source")):
+                raise DeviceError("saved state of I8042 has no valid queue")
+            data, source = _bytes(item, "queue")
+            queue.append((data, source))
+        keyboard, mouse = Keyboard(), Mouse()
+        keyboard.restore(saved_dict(state.get("keyboard"), "keyboard"))
+        mouse.restore(saved_dict(state.get("mouse"), "mouse"))
         with self.lock:
-            self._keyboard.restore(saved_dict(state.get("keyboard"), "keyboard"))
-            self._mouse.restore(saved_dict(state.get("mouse"), "mouse"))
             restore_fields(self, _FIELDS, state)
-            self._queue = deque((item[0], item[1]) for item in items[:QUEUE] if isinstance(item, list))
+            self._keyboard, self._mouse, self._queue = keyboard, mouse, queue
             self._update()
+
+
+def _bytes(values: list[object] | list[int], what: str) -> list[int]:
+    """``values``, if each of them is a byte."""
+    found = [value for value in values if isinstance(value, int) and 0 <= value <= 0xFF]
+    if len(found) != len(values):
+        raise DeviceError(f"saved state of I8042 has no valid {what}")
+    return found
 
 
 _FIELDS = ("_ram", "_status", "_expects", "_last")

@@ -10,19 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pyhyve.lifecycle import State, restore_fields, save_fields
+from pyhyve.errors import DeviceError
+from pyhyve.lifecycle import State, restore_fields, save_fields, saved_bytes
 
 ACK = b"\xfa"
 RESEND = b"\xfe"
 SELF_TEST_PASSED = b"\xaa"
 KEYBOARD_ID = b"\xab\x83"
 MOUSE_ID = b"\x00"
+LONGEST_ANSWER = 4
 
 SET_LEDS, ECHO, SCAN_SET = 0xED, 0xEE, 0xF0
 SCALE_1, SCALE_2, SET_RESOLUTION, READ_STATUS, STREAM, READ_DATA, END_WRAP, WRAP, REMOTE = (
     *(0xE6, 0xE7, 0xE8, 0xE9, 0xEA, 0xEB, 0xEC, 0xEE, 0xF0),
 )
 READ_ID, SET_RATE, ENABLE, DISABLE, DEFAULTS, REPEAT, RESET = 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xFE, 0xFF
+SCAN_SET_OF_PCS = 2
 KEY_TYPES = range(0xF7, 0xFE)
 """The keyboard's F7 to FD, for scan code set 3: all keys, or those that follow, make codes only and so on."""
 
@@ -38,7 +41,7 @@ class Ps2Device:
         self.reset()
 
     def answer(self, value: int) -> bytes:
-        """What comes back for a byte from the driver, 0 to 255; four bytes at most."""
+        """What comes back for a byte from the driver, 0 to 255: at most ``LONGEST_ANSWER`` bytes."""
         command, self._expects = self._expects, 0
         found = self._take(command, value) if command else self._obey(value)
         if found != RESEND:
@@ -66,7 +69,13 @@ class Ps2Device:
         return save_fields(self, self._fields)
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Take the settings over."""
+        """Take the settings over. Raises ``DeviceError`` before it changes any."""
+        for name in self._fields:
+            value = state.get(name)
+            if isinstance(value, int) and not 0 <= value <= 0xFF:
+                raise DeviceError(f"saved state of {type(self).__name__} has no valid {name}")
+        if len(saved_bytes(state, "_last")) > LONGEST_ANSWER:
+            raise DeviceError(f"saved state of {type(self).__name__} has no valid _last")
         restore_fields(self, self._fields, state)
 
 
@@ -99,13 +108,16 @@ class Keyboard(Ps2Device):
         if command == RESET:
             self.reset()
             return ACK + SELF_TEST_PASSED
-        if command in (ENABLE, DISABLE, DEFAULTS) or command in KEY_TYPES:
+        if command in (DISABLE, DEFAULTS):
+            self._scan_set = SCAN_SET_OF_PCS
+            return ACK
+        if command == ENABLE or command in KEY_TYPES:
             return ACK
         return RESEND
 
     def reset(self) -> None:
         super().reset()
-        self._scan_set = 2
+        self._scan_set = SCAN_SET_OF_PCS
 
 
 class Mouse(Ps2Device):

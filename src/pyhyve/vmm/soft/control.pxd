@@ -8,7 +8,7 @@ from pyhyve.vmm.soft.state cimport CpuState, Engine
 
 cdef enum:
     # Masks that Cython would take for Python integers if they stood in the code.
-    PDPTE_RESERVED = 0x7FFFFF00000001E6
+    PDPTE_RESERVED = 0xFFFFFF00000001E6
     CR0_WRITABLE = 0xE005002F        # PE MP EM TS NE WP AM NW CD PG; ET is wired to 1
 
     DR6_BD = 0x2000
