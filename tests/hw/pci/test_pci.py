@@ -153,6 +153,8 @@ def test_bars_get_addresses_and_decode_from_the_start(rig: Rig) -> None:
         (1 << 30, 39, (0x6000000000, 0x8000000000)),
         (1 << 30, 36, (0xC00000000, 0x1000000000)),
         (900 << 30, 46, (0x300000000000, 0x400000000000)),
+        (900 << 30, 40, (960 << 30, 1 << 40)),
+        (50 << 30, 36, (52 << 30, 64 << 30)),
     ],
 )
 def test_64_bit_bars_lie_where_the_cpu_reaches_them_and_memory_does_not(
@@ -168,7 +170,7 @@ def test_64_bit_bars_lie_where_the_cpu_reaches_them_and_memory_does_not(
 
 def test_memory_that_leaves_no_room_for_pci_is_refused() -> None:
     with pytest.raises(DeviceError, match="leaves no room for PCI"):
-        memory_64_window(50 << 30, 36)
+        memory_64_window((60 << 30) + 1, 36)
 
 
 def test_decode_enables(rig: Rig) -> None:

@@ -47,14 +47,15 @@ BUS_STEPS: dict[BarKind, int] = {BarKind.IO: 0x20, BarKind.MEMORY_32: 1 << 20, B
 def memory_64_window(memory_end: int, physical_bits: int) -> tuple[int, int]:
     """Where 64-bit BARs go on a CPU of so many address bits, above memory.
 
-    That is bhyve's place, or the last quarter of the addresses where that place is out of reach or taken by memory.
-    Raises ``DeviceError`` where memory leaves no room.
+    That is bhyve's place; or the last quarter of the addresses where that place is out of reach or taken by memory, or
+    as many sixteenths as memory leaves of it. Raises ``DeviceError`` where it leaves none.
     """
     first, end = WINDOWS[BarKind.MEMORY_64]
     if end <= 1 << physical_bits and memory_end <= first:
         return first, end
-    first, end = 3 << physical_bits - 2, 1 << physical_bits
-    if memory_end > first:
+    sixteenth, end = 1 << physical_bits - 4, 1 << physical_bits
+    first = max(12 * sixteenth, -(-memory_end // sixteenth) * sixteenth)
+    if first >= end:
         raise DeviceError(f"guest memory up to {memory_end:#x} leaves no room for PCI below {end:#x}")
     return first, end
 
