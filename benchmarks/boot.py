@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.console import PROMPT, Console
-from benchmarks.idle import cpu_seconds
+from benchmarks.idle import used
 from benchmarks.machines import MEMORY_MB, Context, ours, qemu_linux
 from benchmarks.measure import BenchmarkError, Result, alternate
 
@@ -68,7 +68,7 @@ def boots(context: Context) -> tuple[list[Boot], list[Boot]]:
     def boot(argv: list[str]) -> Boot:
         with Console(argv) as console:
             seconds = console.expect(PROMPT) - console.spawned
-            cpu = cpu_seconds(Path(f"/proc/{console.process.pid}/stat").read_text())
+            cpu = used(console)
             smaps = Path(f"/proc/{console.process.pid}/smaps").read_text()
             return Boot(seconds, own_memory(smaps, MEMORY_MB), cpu)
 

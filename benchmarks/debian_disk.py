@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.boot import split
 from benchmarks.console import Console
-from benchmarks.idle import cpu_seconds
+from benchmarks.idle import used
 from benchmarks.machines import Context, ours, qemu_options
 from benchmarks.measure import BenchmarkError, Result, alternate
 from pyhyve.images import DiskImage, ImageError, build_debian_disk
@@ -72,7 +72,7 @@ def run_debian(context: Context) -> Iterator[Result]:
         try:
             with Console(argv) as console:
                 seconds = console.expect(LOGIN) - console.spawned
-                return Boot(seconds, cpu_seconds(Path(f"/proc/{console.process.pid}/stat").read_text()))
+                return Boot(seconds, used(console))
         finally:
             disk.unlink()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.console import PROMPT, Console
-from benchmarks.idle import cpu_seconds
+from benchmarks.idle import used
 from benchmarks.machines import MEMORY_MB, Context, command, ours, qemu_linux, qemu_options
 from benchmarks.measure import Result, alternate
 
@@ -92,7 +92,7 @@ def _measure(
     def start(argv: Sequence[str]) -> tuple[float, float]:
         with Console(argv) as console:
             seconds = console.expect(until) - console.spawned
-            return seconds, cpu_seconds(Path(f"/proc/{console.process.pid}/stat").read_text())
+            return seconds, used(console)
 
     found, peer = alternate(
         min(context.runs, RUNS_MAX), lambda: start(mine), (lambda: start(theirs)) if theirs is not None else None

@@ -43,14 +43,15 @@ def _idle(context: Context, cpus: int) -> Result:
         time.sleep(SETTLE)
         shares: list[list[float]] = [[] for _ in consoles]
         for _ in range(context.runs):
-            start, before = time.monotonic(), [_used(console) for console in consoles]
+            start, before = time.monotonic(), [used(console) for console in consoles]
             time.sleep(QUICK_SECONDS if context.quick else SECONDS)
-            elapsed, after = time.monotonic() - start, [_used(console) for console in consoles]
+            elapsed, after = time.monotonic() - start, [used(console) for console in consoles]
             for found, first, last in zip(shares, before, after, strict=True):
                 found.append(100 * (last - first) / elapsed)
     what = f"idle Linux, {cpus} vCPU{'s' if cpus > 1 else ''}, share of a core"
     return Result(what, "%", shares[0], shares[1] if qemu else (), limit=2)
 
 
-def _used(console: Console) -> float:
+def used(console: Console) -> float:
+    """Processor time of the console's process so far, in seconds."""
     return cpu_seconds(Path(f"/proc/{console.process.pid}/stat").read_text())

@@ -218,10 +218,10 @@ class I8042:
         _bytes([saved_int(state, name) for name in ("_status", "_expects", "_last")], "register")
         queue: deque[tuple[int, int]] = deque()
         for item in saved_list(state, "queue")[:QUEUE]:
-            if not isinstance(item, list) or len(item) != len(("data", "source")):
+            pair = _bytes(item, "queue") if isinstance(item, list) else []
+            if len(pair) != 2:
                 raise DeviceError("saved state of I8042 has no valid queue")
-            data, source = _bytes(item, "queue")
-            queue.append((data, source))
+            queue.append((pair[0], pair[1]))
         keyboard, mouse = Keyboard(), Mouse()
         keyboard.restore(saved_dict(state.get("keyboard"), "keyboard"))
         mouse.restore(saved_dict(state.get("mouse"), "mouse"))
