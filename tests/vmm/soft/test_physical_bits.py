@@ -49,31 +49,29 @@ WRITES = {
 FAULTED, PRESENT_AND_RESERVED = 0x10000, 9
 
 
-def run(write: str, below: int) -> Guest:
-    text = GUEST.replace("BELOW", str(-below)).replace("WRITE", WRITES[write])
-    return boot_guest(find_backend("soft"), assemble(text, 0x10000))
+def run(guests: list[Guest], text: str, mode: Mode = Mode.LONG) -> Guest:
+    """Run to the end; a load from where there is no memory is an exit on the way."""
+    guest = boot_guest(find_backend("soft"), assemble(text, 0x10000, mode), mode)
+    guests.append(guest)
+    while not is_end(guest.next()):
+        pass
+    return guest
+
+
+def write_bit(guests: list[Guest], write: str, below: int) -> Guest:
+    return run(guests, GUEST.replace("BELOW", str(-below)).replace("WRITE", WRITES[write]))
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_the_first_bit_beyond_the_announced_width_is_reserved(write: str) -> None:
-    guest = run(write, 0)
-    try:
-        guest.until_end()
-        assert guest.register(Reg.RSI) == 40
-        assert guest.register(Reg.R10) == FAULTED | (PRESENT_AND_RESERVED if "page" in write else 0)
-    finally:
-        guest.close()
+def test_the_first_bit_beyond_the_announced_width_is_reserved(guests: list[Guest], write: str) -> None:
+    guest = write_bit(guests, write, 0)
+    assert guest.register(Reg.RSI) == 40
+    assert guest.register(Reg.R10) == FAULTED | (PRESENT_AND_RESERVED if "page" in write else 0)
 
 
 @pytest.mark.parametrize("write", ["page table", "IA32_APIC_BASE", "IA32_MTRR_PHYSMASK0"])
-def test_the_last_bit_of_the_announced_width_is_an_address(write: str) -> None:
-    guest = run(write, 1)
-    try:
-        while not is_end(guest.next()):
-            pass  # a load from where there is no memory
-        assert guest.register(Reg.R10) == 0
-    finally:
-        guest.close()
+def test_the_last_bit_of_the_announced_width_is_an_address(guests: list[Guest], write: str) -> None:
+    assert write_bit(guests, write, 1).register(Reg.R10) == 0
 
 
 PAE_GUEST = """
@@ -120,14 +118,10 @@ fault:
 @pytest.mark.parametrize(
     ("entry", "fault"), [("PDPT + 8", 0), ("PD + 8", PRESENT_AND_RESERVED), ("PT", PRESENT_AND_RESERVED)]
 )
-def test_pae_reserves_all_bits_beyond_the_address_but_execute_disable(entry: str, fault: int, bit: int) -> None:
+def test_pae_reserves_all_bits_beyond_the_address_but_execute_disable(
+    guests: list[Guest], entry: str, fault: int, bit: int
+) -> None:
     """SDM Vol. 3A tables 4-8 to 4-11. The entries of the pointer table are checked when CR3 is loaded: #GP."""
-    text = PAE_GUEST.replace("BIT", str(bit)).replace("ENTRY", entry)
-    guest = boot_guest(find_backend("soft"), assemble(text, 0x10000, Mode.PROTECTED), Mode.PROTECTED)
-    try:
-        while not is_end(guest.next()):
-            pass
-        reserved = bit < 63 or entry.startswith("PDPT")
-        assert guest.register(Reg.RBP) == (FAULTED | fault if reserved else 0)
-    finally:
-        guest.close()
+    guest = run(guests, PAE_GUEST.replace("BIT", str(bit)).replace("ENTRY", entry), Mode.PROTECTED)
+    reserved = bit < 63 or entry.startswith("PDPT")
+    assert guest.register(Reg.RBP) == (FAULTED | fault if reserved else 0)

@@ -1,15 +1,12 @@
 # FXSAVE, the XSAVE family, FNSAVE.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from pyhyve.vmm.soft.insn cimport Insn
 from pyhyve.vmm.soft.state cimport CpuState
 
 
 cdef enum:
-    PAGE = 0x1000
-    PAGE_OFFSET = 0xFFF
-
     # State components (SDM Vol. 1 13.1).
     X87 = 1
     SSE = 2
@@ -56,6 +53,7 @@ cdef void clear_header(uint8_t *area) noexcept nogil
 # Used inside this module only.
 cdef int area_address(CpuState *s, Insn *insn, uint32_t size, uint32_t alignment, int access,
                       uint64_t *va) noexcept nogil
+cdef int copy_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end, int access) noexcept nogil
 cdef int read_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
 cdef int write_area(CpuState *s, uint64_t va, uint32_t begin, uint32_t end) noexcept nogil
 cdef uint32_t in_page(uint64_t at, uint32_t size) noexcept nogil

@@ -17,6 +17,7 @@ from cython.cimports.pyhyve.vmm.soft.insn import finish
 from cython.cimports.pyhyve.vmm.soft.access import mem_pointer, mem_probe, mem_read, mem_write, next_page
 from cython.cimports.pyhyve.vmm.soft.addresses import effective_address, linear
 from cython.cimports.pyhyve.vmm.soft.native import native
+from cython.cimports.pyhyve.vmm.soft.physical import PAGE, PAGE_OFFSET
 from cython.cimports.pyhyve.vmm.soft.state import (
     ACCESS_READ,
     ACCESS_WRITE,
@@ -69,32 +70,37 @@ def area_address(s, insn, size, alignment, access, va):
     return mem_probe(s, va[0], size, access, s.mmu_mode)
 
 
-def read_area(s, va, begin, end):
-    """Bytes ``begin`` to ``end`` (multiples of 8) of the area at ``va`` into the same place of the bounce buffer."""
+def copy_area(s, va, begin, end, access):
+    """Bytes ``begin`` to ``end`` (multiples of 8) of the area at ``va``: into the same place of the bounce buffer, or, with
+    ACCESS_WRITE, out of it."""
     host: cython.pointer[uint8_t] = cython.NULL
     at: uint64_t = va + begin
     offset: uint32_t = begin
     step: uint32_t
     status: cython.int = DONE
-    value: uint64_t = 0
+    write: cython.bint = access & ACCESS_WRITE != 0
+    own: cython.pointer[uint8_t]
     if begin == end:
         return DONE
-    host = mem_pointer(s, at, end - begin, ACCESS_READ, s.mmu_mode, cython.address(status))
+    host = mem_pointer(s, at, end - begin, access, s.mmu_mode, cython.address(status))
     while offset < end:
         if offset != begin and at & PAGE_OFFSET == 0:
             at = next_page(s, at - 1)
-            host = mem_pointer(s, at, end - offset, ACCESS_READ, s.mmu_mode, cython.address(status))
+            host = mem_pointer(s, at, end - offset, access, s.mmu_mode, cython.address(status))
         if status == FAULT:
             return FAULT
+        own = cython.address(s.bounce[offset])
         step = 8
         if host != cython.NULL:
             step = in_page(at, end - offset)
-            native.copy_up(cython.address(s.bounce[offset]), host, step)
+            native.copy_up(host if write else own, own if write else host, step)
         else:
-            status = mem_read(s, at, 8, s.mmu_mode, cython.address(value))
+            if write:
+                status = mem_write(s, at, 8, s.mmu_mode, quad(own, 0)[0])
+            else:
+                status = mem_read(s, at, 8, s.mmu_mode, quad(own, 0))
             if status != DONE:
                 return status
-            quad(cython.address(s.bounce[0]), offset)[0] = value
         offset += step
         at += step
     return DONE
@@ -106,33 +112,12 @@ def in_page(at, size):
     return size if size < left else left
 
 
+def read_area(s, va, begin, end):
+    return copy_area(s, va, begin, end, ACCESS_READ)
+
+
 def write_area(s, va, begin, end):
-    """The same out of the bounce buffer."""
-    host: cython.pointer[uint8_t] = cython.NULL
-    at: uint64_t = va + begin
-    offset: uint32_t = begin
-    step: uint32_t
-    status: cython.int = DONE
-    if begin == end:
-        return DONE
-    host = mem_pointer(s, at, end - begin, ACCESS_WRITE, s.mmu_mode, cython.address(status))
-    while offset < end:
-        if offset != begin and at & PAGE_OFFSET == 0:
-            at = next_page(s, at - 1)
-            host = mem_pointer(s, at, end - offset, ACCESS_WRITE, s.mmu_mode, cython.address(status))
-        if status == FAULT:
-            return FAULT
-        step = 8
-        if host != cython.NULL:
-            step = in_page(at, end - offset)
-            native.copy_up(host, cython.address(s.bounce[offset]), step)
-        else:
-            status = mem_write(s, at, 8, s.mmu_mode, quad(cython.address(s.bounce[0]), offset)[0])
-            if status != DONE:
-                return status
-        offset += step
-        at += step
-    return DONE
+    return copy_area(s, va, begin, end, ACCESS_WRITE)
 
 
 def clear_header(area):
