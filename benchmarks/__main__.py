@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +56,8 @@ BENCHMARKS: dict[str, tuple[Callable[[Context], Iterator[Result | str]], bool]] 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what was asked for. 0, or 1 if a benchmark gave no figure; a limit that is not kept only says so."""
+    """Run what was asked for. 0, or 1 if a benchmark gave no figure, or 130 after Ctrl-C; a limit that is not kept only
+    says so."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="pyhyve side by side with QEMU's TCG.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones (default: all): {' '.join(BENCHMARKS)}")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="how often each runs (default: %(default)s)")
@@ -78,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             *(runs, arguments.quick, host.find_qemu(), Path(folder)),
             *(frozenset(arguments.only), arguments.cpu, arguments.profile, arguments.minutes),
         )
-        return run(context, names)
+        try:
+            return run(context, names)
+        except KeyboardInterrupt:
+            print("benchmarks: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 def run(context: Context, names: Sequence[str]) -> int:

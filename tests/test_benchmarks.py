@@ -113,6 +113,16 @@ def test_runs_alternate():
     assert alternate(1, lambda: 1, None) == ([1], [])
 
 
+def test_ctrl_c_is_one_line(capsys, monkeypatch):
+    def interrupted(_context):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("PYHYVE_RUNTIME_DIR", "")  # which main() sets, for the test to undo
+    monkeypatch.setitem(main.BENCHMARKS, "help", (interrupted, False))
+    assert main.main(["help"]) == 130
+    assert capsys.readouterr().err == "benchmarks: interrupted\n"
+
+
 def test_an_unknown_name_is_an_error(capsys):
     with pytest.raises(SystemExit):
         main.main(["nonsense"])
